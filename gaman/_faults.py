@@ -6,12 +6,16 @@ import re
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
+from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 import msgspec
 
 _MIN, _MAX = -(1 << 63), (1 << 63) - 1
 """The integers of 64 bits."""
+_MAX_EXPONENT = 9_999
+"""Of a Decimal. The int of a larger one may take all memory."""
 _KINDS = {
     "int": "an integer",
     "float": "a number",
@@ -103,19 +107,22 @@ def fault_of(error: msgspec.ValidationError) -> tuple[str, str]:
     return plain, path[:-1]
 
 
-def out_of_range(value: Any, given: AbstractSet[bytes] | None = None) -> tuple[str, str] | None:
-    """Return what is wrong with the first integer beyond 64 bits, or time beyond UTC's years 1 to 9999, and its path; None without.
+def out_of_range(
+    value: Any, given: AbstractSet[bytes] | None = None, defaults: AbstractSet[int] = frozenset()
+) -> tuple[str, str] | None:
+    """Return what is wrong with the first value that is out of range, and its path; None if all are in range.
 
-    *value* consists of lists and dicts. Sessions and most databases refuse such a value. With the digits of the large integers that
-    the client has *given*, others are ignored.
+    Out of range are integers beyond 64 bits, times beyond UTC's years 1 to 9999, and Decimals that are NaN, infinite or extreme.
+    Sessions and most databases refuse such a value. *value* consists of lists and dicts. With the digits of the large integers that
+    the client has *given*, others are ignored, and so are the Decimals with the ids *defaults*.
     """
-    if (found := _search([value], given)) is None:
+    if (found := _search([value], given, defaults)) is None:
         return None
     fault, path = found[0], found[1].removeprefix("[0]")
     return (fault, f"${path}") if path else (f"the input {fault}", "$")
 
 
-def _search(container: Any, given: AbstractSet[bytes] | None) -> tuple[str, str] | None:
+def _search(container: Any, given: AbstractSet[bytes] | None, defaults: AbstractSet[int]) -> tuple[str, str] | None:
     """Return the fault of the first value that is out of range, and its path below *container*."""
     # The path is written on the way back, and an integer needs no call: half a million of them take 40 ms instead of 300.
     found: tuple[str, str] | None
@@ -126,11 +133,15 @@ def _search(container: Any, given: AbstractSet[bytes] | None) -> tuple[str, str]
             if _MIN <= item <= _MAX or not _is_large(item, given):
                 continue
             found = _size(item), ""
+        elif kind is Decimal:
+            if (fault := _decimal_fault(item)) is None or id(item) in defaults:
+                continue
+            found = fault, ""
         elif kind is datetime:
             if not is_beyond_utc(item):
                 continue
             found = "is out of range", ""
-        elif kind not in _CONTAINERS or (found := _search(item, given)) is None:
+        elif kind not in _CONTAINERS or (found := _search(item, given, defaults)) is None:
             continue
         return found[0], f".{key}{found[1]}" if is_dict else f"[{key}]{found[1]}"
     for key in container if is_dict else ():
@@ -138,11 +149,21 @@ def _search(container: Any, given: AbstractSet[bytes] | None) -> tuple[str, str]
             return f"has a key that {_size(key)}", ""
         if key.__class__ is datetime and is_beyond_utc(key):
             return "has a key that is out of range", ""
+        if key.__class__ is float and not isfinite(key):
+            return "has a key that isn't a number", ""
+        if key.__class__ is Decimal and (fault := _decimal_fault(key)) is not None:
+            return f"has a key that {fault}", ""
     return None
 
 
 def _is_large(integer: int, given: AbstractSet[bytes] | None) -> bool:
     return not _MIN <= integer <= _MAX and (given is None or b"%d" % abs(integer) in given)
+
+
+def _decimal_fault(number: Decimal) -> str | None:
+    if not number.is_finite():
+        return "isn't a number"
+    return "is out of range" if abs(number.adjusted()) > _MAX_EXPONENT else None
 
 
 def is_beyond_utc(time: datetime) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from gaman._layers import Handler
 from gaman._matching import Routes
+from gaman._unraised import find_unraised
 from gaman.errors import ConfigError, a_type
 
 
@@ -49,6 +50,8 @@ def _check_handler(where: str, handler: object) -> None:
         if "Awaitable" in str(getattr(called, "__annotations__", {}).get("return")):
             raise ConfigError(f"{where}: {name} makes a handler; write {name}(...)")
         raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
+    if (fault := find_unraised(called)) is not None:
+        raise ConfigError(f"{where}: the handler {name} {fault}")
     takes = signature_of(handler)
     if takes is None:
         return

@@ -16,6 +16,7 @@ from gaman._layers import Handler
 from gaman._matching import ByMethod, FindHooks, Hooks, RequestHook
 from gaman._response import Response, close_coroutine
 from gaman._tracebacks import place_of_caller
+from gaman._unraised import find_unraised
 from gaman.errors import ConfigError, a_type, checks_arguments
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def _fault(hook: object, arguments: list[str]) -> str | None:
     if isasyncgenfunction(made) or isgeneratorfunction(made):
         fix = "write what follows it as on_shutdown" if arguments == ["app"] else "write a function that returns"
         return f"{name} is a generator, because it holds `yield`; {fix}"
+    if (unraised := find_unraised(function)) is not None:
+        return f"{name} {unraised}"
     signature = signature_of(hook)
     given = [*signature.parameters] if signature is not None else []
     is_swapped = len(arguments) > 1 and given[: len(arguments)] == arguments[::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gaman._faults import fault_of, out_of_range
-from gaman._texts import describe, unresolved
+from gaman._texts import describe, members_of, unresolved
 from gaman._types import defaults_setter, parts_of
 from gaman.errors import HTTPError, InvalidInput, ResultError, a_type
 
@@ -40,6 +41,10 @@ class _Decoder(NamedTuple):
 
     decode: Callable[[bytes], Any]
     has_times: bool = False
+    has_numbers: bool = False
+    """Whether a text may become a number: a Decimal, or a float that is a key. It may spell NaN."""
+    defaults: frozenset[int] = frozenset()
+    """The ids of the Decimals that are defaults of the type."""
     set_defaults: Callable[[Any], None] | None = None
 
 
@@ -53,18 +58,18 @@ def decode(body: bytes, type: Any = None) -> Any:
     isn't one.
     """
     _check_depth(body)
+    decode, has_times, has_numbers, defaults, set_defaults = _any if type is None else _decoder_of(type)
     try:
-        decode, has_times, set_defaults = _any if type is None else _decoder_of(type)
         value = decode(body)
     except msgspec.ValidationError as cause:
         raise InvalidInput(*fault_of(cause)) from cause
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
     # Few bodies hold so many digits, and the check takes several times as long as decoding.
-    if _LONG_INTEGER in body.translate(_AS_ZEROS) or (has_times and _holds_edge(body) is not None):
-        builtins = msgspec.to_builtins(value, builtin_types=(datetime,), enc_hook=lambda _: None)
+    if has_numbers or _LONG_INTEGER in body.translate(_AS_ZEROS) or (has_times and _holds_edge(body) is not None):
+        builtins = msgspec.to_builtins(value, builtin_types=(datetime, Decimal), enc_hook=lambda _: None)
         # A default of the type, or a value that it derives, may be larger.
-        if (fault := out_of_range(builtins, {*_long_integers(body)})) is not None:
+        if (fault := out_of_range(builtins, {*_long_integers(body)}, defaults)) is not None:
             raise InvalidInput(*fault)
     if set_defaults is not None:
         set_defaults(value)
@@ -95,8 +100,16 @@ def _json_decoder(type: Any) -> _Decoder:
         # An abstract class may be one of a JSON value.
         if isinstance(part, inspect.CustomType) and not any(issubclass(kind, part.cls) for kind in _VALUES):
             raise _foreign(part.cls)
-    has_times = any(isinstance(part, inspect.DateTimeType) for part in parts_of(type))
-    return _Decoder(decode, has_times, defaults_setter(type))
+    parts = [*parts_of(type)]
+    keys = [key for part in parts if isinstance(part, inspect.DictType) for key in members_of(part.key_type)]
+    defaults = [field.default for part in parts for field in getattr(part, "fields", ())]
+    return _Decoder(
+        decode,
+        any(isinstance(part, inspect.DateTimeType) for part in parts),
+        any(isinstance(part, inspect.DecimalType) for part in parts) or any(isinstance(key, inspect.FloatType) for key in keys),
+        frozenset(id(default) for default in defaults if isinstance(default, Decimal)),
+        defaults_setter(type),
+    )
 
 
 def _foreign(cls: type[Any]) -> ResultError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,12 +13,14 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from gaman import _file
-from gaman._asgi import Send
+from gaman._asgi import STOPPING, Send
 from gaman._framing import BODILESS, without_body
 from gaman._headers import Headers, RawHeaders
 from gaman.errors import ClientDisconnected, HeaderError, HTTPError, ResultError
 
 if TYPE_CHECKING:
+    from asyncio import Event
+
     from gaman._context import Context
     from gaman._response import Response
 
@@ -30,10 +32,11 @@ class Payload(Protocol):
 
 
 class Stream:
-    """A body from an async iterator."""
+    """A body from an async iterator; an *endless* one ends when the server stops."""
 
-    def __init__(self, chunks: AsyncIterable[bytes | str]) -> None:
+    def __init__(self, chunks: AsyncIterable[bytes | str], endless: bool = False) -> None:
         self._chunks = chunks
+        self._is_endless = endless
 
     async def send(self, status: int, headers: RawHeaders, ctx: Context, send: Send) -> None:
         chunks = aiter(self._chunks)
@@ -43,7 +46,9 @@ class Stream:
             await _emit(send, {"type": "http.response.start", "status": status, "headers": headers})
             if ctx.method != "HEAD" and status not in BODILESS:
                 length = Headers(headers).get("content-length")
-                await _send_while_connected(chunks, ctx, send, None if length is None else int(length))
+                # Only gaman's server tells of its stop.
+                stopping: Event | None = ctx.scope.get(STOPPING) if self._is_endless else None
+                await _send_while_connected(chunks, ctx, send, None if length is None else int(length), stopping)
             await _emit(send, {"type": "http.response.body", "body": b""})
         finally:
             if (close := getattr(chunks, "aclose", None)) is not None:
@@ -108,21 +113,25 @@ async def _emit(send: Send, message: dict[str, Any]) -> None:
         raise ClientDisconnected("the client disconnected before its response was sent completely") from cause
 
 
-async def _send_while_connected(chunks: AsyncIterator[bytes | str], ctx: Context, send: Send, length: int | None = None) -> None:
-    """Send every chunk. When the client disconnects, stop, and cancel the chunk in flight.
+async def _send_while_connected(
+    chunks: AsyncIterator[bytes | str], ctx: Context, send: Send, length: int | None = None, stopping: Event | None = None
+) -> None:
+    """Send every chunk. When the client disconnects or *stopping* is set, stop, and cancel the chunk in flight.
 
     ResultError is raised for a chunk that isn't bytes or str, and HeaderError if the chunks aren't *length* bytes in total.
     """
 
-    async def stop_when_disconnected() -> None:
-        await ctx.disconnected()
+    async def stop_after(wait: Callable[[], Awaitable[object]]) -> None:
+        await wait()
         sending.cancel()
 
     failure: Exception | None = None
     left = length
     async with anyio.create_task_group() as tasks:
         sending = tasks.cancel_scope
-        tasks.start_soon(stop_when_disconnected)
+        tasks.start_soon(stop_after, ctx.disconnected)
+        if stopping is not None:
+            tasks.start_soon(stop_after, stopping.wait)
         try:
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk

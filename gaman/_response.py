@@ -218,6 +218,7 @@ class Response:
         headers: HeadersInit | None = None,
         *,
         content_type: str = "application/octet-stream",
+        endless: bool = False,
     ) -> Response:
         """Send each chunk of an async iterator when it is ready.
 
@@ -228,11 +229,13 @@ class Response:
 
             return Response.stream(ticks(), content_type="text/plain")
 
-        When the client disconnects, the iterator is cancelled and closed. ResultError is raised for anything but an async iterator.
+        When the client disconnects, the iterator is cancelled and closed. So is an *endless* one as soon as gaman's server stops,
+        and its response ends; any other has timeout_graceful_shutdown seconds to finish. ResultError is raised for anything but an
+        async iterator.
         """
         if not hasattr(type(chunks), "__aiter__"):
             raise ResultError(f"Response.stream() takes an async iterator, not {_describe(chunks)}")
-        return _make(Stream(chunks), (CONTENT_TYPE, encode_value(content_type)), status, headers)
+        return _make(Stream(chunks, endless), (CONTENT_TYPE, encode_value(content_type)), status, headers)
 
     @staticmethod
     def file(

@@ -61,6 +61,10 @@ def _describe(result: object) -> str:
         return "a tuple; for a status or headers, write Response.json(..., status) or Response(..., status, headers)"
     if isinstance(result, HTTPError):
         return f"the error HTTPError({result.status}); write `raise` in the place of `return`"
+    if isclass(result) and issubclass(result, BaseException):
+        return f"the error {result.__name__} itself; write `raise {result.__name__}(...)`"
+    if isinstance(result, BaseException):
+        return f"{a_type(result)}; an error is raised, as in `raise HTTPError(400)`"
     if isroutine(result) or isclass(result):
         return f"{result.__qualname__} itself; call it, with `await` if it is async"
     if isasyncgen(result) or isgenerator(result):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,9 @@ def reader(members: Sequence[Type]) -> Reader | None:
         if has_bool and (truth := _BOOLS.get(text.lower())) is not None:
             return truth
         if (has_int or has_float) and _is_number(text) is not None and isfinite(number := float(text)):
-            return number if has_float else int(number) if number.is_integer() and abs(number) <= _MAX_EXACT else text
+            # A float is rounded: 4503599627370496.1 is an integer, and 1e-400 is 0.
+            is_exact = has_float or (number.is_integer() and abs(number) <= _MAX_EXACT and Decimal(text) == number)
+            return number if has_float else int(number) if is_exact else text
         if has_time and _lacks_seconds(text) is not None:
             return f"{text}:00"
         if i.DateTimeType in kinds and text.startswith(("0001-", "9999-")) and _is_beyond_utc(text):

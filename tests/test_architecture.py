@@ -134,6 +134,7 @@ ORDER = [
     ["gaman._application"],
     ["gaman._hints"],
     ["gaman._handlers"],
+    ["gaman._unraised"],
     ["gaman._matching"],
     ["gaman._layers"],
     ["gaman._context"],

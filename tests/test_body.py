@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -388,6 +389,58 @@ async def test_an_integer_beyond_64_bits_gets_422(fetch: Fetch, type: Any, body:
 async def test_a_time_beyond_the_range_of_utc_gets_422(fetch: Fetch, type: Any, body: str, path: str, detail: str) -> None:
     response = await fetch(App({"/": typed(type)}), body=body.encode())
     assert (response.status, json.loads(response.text)) == (422, {"detail": detail, "path": path})
+
+
+@pytest.mark.parametrize(
+    ("type", "body", "path", "detail"),
+    [
+        *((Decimal, f'"{text}"', "$", "the input isn't a number") for text in ("NaN", "-inf", "Infinity", "sNaN7", "N_a_N")),
+        (list[Decimal | int], '["1", "NaN"]', "$[1]", "isn't a number"),
+        (Decimal, "1e999999999", "$", "the input is out of range"),
+        (Decimal, '"-1e-999999999"', "$", "the input is out of range"),
+        (dict[Decimal, int], '{"NaN":1}', "$", "the input has a key that isn't a number"),
+        (dict[Decimal, int], '{"1e10000":1}', "$", "the input has a key that is out of range"),
+        (dict[str, dict[float, int]], '{"a":{"Infinity":1}}', "$.a", "has a key that isn't a number"),
+        (dict[Decimal, int], '{"1":1,"sNaN":1,"sNaN1":1}', "$", "the input has a key that isn't a number"),
+        (set[Decimal], '["NaN"]', "$[0]", "isn't a number"),
+    ],
+)
+async def test_a_decimal_that_is_no_number_or_extreme_gets_422(fetch: Fetch, type: Any, body: str, path: str, detail: str) -> None:
+    response = await fetch(App({"/": typed(type)}), body=body.encode())
+    assert (response.status, json.loads(response.text)) == (422, {"detail": detail, "path": path})
+
+
+async def test_a_decimal_that_the_type_itself_adds_may_be_infinite(fetch: Fetch) -> None:
+    class Price(msgspec.Struct):
+        least: Decimal = Decimal(0)
+        most: Decimal = Decimal("Infinity")
+
+    async def handler(ctx: Context) -> str:
+        price = await ctx.json(Price)
+        return f"{price.least} {price.most}"
+
+    app = App({"/": handler})
+    assert (await fetch(app, body=b'{"least":1.50}')).text == "1.50 Infinity"
+    refused = await fetch(app, body=b'{"least":"NaN"}')
+    assert json.loads(refused.text) == {"detail": "isn't a number", "path": "$.least"}
+
+
+@pytest.mark.parametrize(
+    ("type", "number", "detail"),
+    [
+        *((int | float, sign + "9" * 300, "is too small" if sign else "is too large") for sign in ("", "-")),
+        (int | float, "9" * 309, "is too large"),
+        (int | float, "1" + "0" * 5000, "is out of range"),
+        (int | float | None, "18446744073709551616", "is too large"),
+        *((type_, number, "is out of range") for type_ in (int, float, int | float) for number in ("1e400", "-1e400")),
+        (float, "9" * 309, "is out of range"),
+    ],
+)
+async def test_a_number_that_no_float_and_no_integer_of_64_bits_holds_gets_422(
+    fetch: Fetch, type: Any, number: str, detail: str
+) -> None:
+    response = await fetch(App({"/": typed(dict[str, type])}), body=b'{"n":%b}' % number.encode())
+    assert (response.status, json.loads(response.text)["detail"]) == (422, detail)
 
 
 async def test_the_first_and_the_last_time_of_utc_are_read(fetch: Fetch) -> None:

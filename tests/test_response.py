@@ -16,8 +16,20 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from starlette.exceptions import HTTPException
 
-from gaman import App, Context, Handler, HeaderError, HTTPError, Response, ResultError, define_integration
+from gaman import (
+    App,
+    Context,
+    Handler,
+    HeaderError,
+    HTTPError,
+    Integration,
+    InvalidInput,
+    Response,
+    ResultError,
+    define_integration,
+)
 from gaman.errors import a_type
 from tests.asgi import Exchange, Fetch, http_scope
 from tests.serving import SERVES, Connection, Program, request, running_script, until
@@ -41,6 +53,10 @@ def returning(result: Any) -> Handler:
         return result
 
     return returning
+
+
+async def raising(ctx: Context) -> None:
+    raise ValueError
 
 
 # What a handler returns
@@ -84,6 +100,50 @@ async def test_an_invalid_result_gets_500_and_the_log_names_its_type(
     response = await fetch(App({"/": returning(result)}))
     assert (response.status, response.text) == (500, "Internal Server Error")
     assert f"returned {a_type(result)}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (HTTPError(403), "the error HTTPError(403); write `raise` in the place of `return`"),
+        (HTTPError, "the error HTTPError itself; write `raise HTTPError(...)`"),
+        (InvalidInput, "the error InvalidInput itself; write `raise InvalidInput(...)`"),
+        (ValueError("no"), "a ValueError; an error is raised, as in `raise HTTPError(400)`"),
+        (HTTPException(403), "an HTTPException; an error is raised, as in `raise HTTPError(400)`"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+async def test_an_error_that_is_returned_opens_no_guard_and_is_told_with_the_fix(
+    fetch: Fetch, result: object, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, secret = returning(result), returning("a secret")
+
+    def hook(*_: object) -> Any:
+        return result
+
+    def choose(method: str, handlers: object) -> Any:
+        return hook
+
+    def app_with(handler: Handler, path: str = "/", **hooks: Any) -> App:
+        return App({path: handler}, integrations=[Integration(name="guard", **hooks)])
+
+    apps = [
+        App({"/": [guard, secret]}),
+        App({"/*": guard, "/": secret}),
+        App({"/*": {"GET": guard}, "/": secret}),
+        App({"/": guard}),
+        app_with(secret, on_request=hook),
+        app_with(secret, on_request=guard),
+        app_with(secret, on_route=choose),
+        app_with(secret, on_response=hook),
+        app_with(secret, "/other", on_unmatched=hook),
+        app_with(raising, on_error=hook),
+    ]
+    for app in apps:
+        caplog.clear()
+        response = await fetch(app)
+        assert (response.status, response.text) == (500, "Internal Server Error")
+        assert f"returned {told}" in caplog.text
 
 
 async def test_a_missing_await_is_named(fetch: Fetch, caplog: pytest.LogCaptureFixture) -> None:

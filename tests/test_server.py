@@ -551,6 +551,89 @@ print("after serve", flush=True)
 """
 
 
+ENDLESS = """
+import asyncio
+import gaman
+from gaman import Response, define_integration
+
+async def events(name):
+    try:
+        yield "data: here\\n\\n"
+        await asyncio.Event().wait()
+    finally:
+        print("closed", name, flush=True)
+
+async def ticks():
+    try:
+        while True:
+            yield "data: here\\n\\n"
+            # Not faster than the client reads, which is after the stop.
+            await asyncio.sleep(0.01)
+    finally:
+        print("closed ticks", flush=True)
+
+async def endless(ctx):
+    return Response.stream(events("endless"), content_type="text/event-stream", endless=True)
+
+async def busy(ctx):
+    return Response.stream(ticks(), content_type="text/event-stream", endless=True)
+
+async def stream(ctx):
+    return Response.stream(events("stream"), content_type="text/event-stream")
+
+async def bye(app):
+    print("shut down", flush=True)
+
+gaman.serve(
+    {"/endless": endless, "/busy": busy, "/stream": stream},
+    integrations=[define_integration(name="x", on_shutdown=bye)], port=0, **OPTIONS)
+"""
+
+
+@pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
+@pytest.mark.parametrize("path", ["/endless", "/busy"])
+def test_an_endless_stream_ends_completely_as_soon_as_the_server_stops(tmp_path: Path, options: str, path: str) -> None:
+    with running_script(ENDLESS.replace("OPTIONS", options), tmp_path) as program, Connection(program.port) as client:
+        client.send(request(path))
+        client.read_until(b"data: here")
+        # Without `endless`, this waits for 30 seconds.
+        assert program.stop() == 0
+        assert client.read_rest().endswith(b"0\r\n\r\n")
+        assert f"closed {path[1:].replace('busy', 'ticks')}\n" in program.stdout
+        assert "shut down\n" in program.stdout
+        assert "waiting" not in program.stdout
+        assert program.stderr == ""
+
+
+def test_an_endless_stream_of_a_worker_that_is_replaced_ends_and_the_next_one_is_its_successors(tmp_path: Path) -> None:
+    with (
+        running_script(ENDLESS.replace("OPTIONS", "{'workers': 2}"), tmp_path) as program,
+        Connection(program.port) as client,
+    ):
+        client.send(request("/endless"))
+        client.read_until(b"data: here")
+        program.send_signal(signal.SIGHUP)
+        assert client.read_rest().endswith(b"0\r\n\r\n")
+        until(lambda: program.stdout.count("shut down\n") == 2, "the end of both workers")
+        assert program.stdout.count("closed endless\n") == 1
+        with Connection(program.port) as later:
+            later.send(request("/endless"))
+            later.read_until(b"data: here")
+            assert program.stop() == 0
+
+
+def test_any_other_stream_is_cut_off_after_the_time_limit_and_its_finally_runs(tmp_path: Path) -> None:
+    source = ENDLESS.replace("OPTIONS", "{'timeout_graceful_shutdown': 1}")
+    with running_script(source, tmp_path) as program, Connection(program.port) as client:
+        client.send(request("/stream"))
+        client.read_until(b"data: here")
+        assert program.stop() == 0
+        assert not client.read_rest().endswith(b"0\r\n\r\n")
+        assert "waiting for 1 request to finish" in program.stdout
+        assert "closed stream\nshut down\n" in program.stdout
+        assert program.stderr == "cut off 1 request after 1 s\n"
+
+
 @pytest.mark.parametrize("options", ["{}", "{'workers': 2}", "{'reload': True}"])
 @pytest.mark.parametrize("to_group", [False, True])
 def test_a_second_ctrl_c_cuts_streams_off_and_still_runs_the_hooks(tmp_path: Path, options: str, to_group: bool) -> None:

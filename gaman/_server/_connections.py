@@ -32,6 +32,8 @@ class Connections:
         self.timeout_request = timeout_request
         self.max_connections = max_connections
         self.outbox = Outbox()
+        self.stopping = asyncio.Event()
+        """Set when the server begins to stop."""
         self.refused: set[Connection] = set()
         """The connections beyond max_connections, which end soon."""
         self._connections: set[Connection] = set()

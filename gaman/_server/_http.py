@@ -14,7 +14,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from gaman._asgi import Scope
+from gaman._asgi import STOPPING, Scope
 from gaman._server import _tcp
 from gaman._server._exchange import STATUS_LINES, Exchange
 from gaman._server._outbox import Writer
@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
             "client": _tcp.address(transport.get_extra_info("peername")),
             "scheme": "https" if _tcp.is_secure(self._transport) else "http",
             "root_path": "",
+            STOPPING: self._shared.stopping,
         }
         self._parser = RequestParser(self, base_scope)
         connections: set[Any] = self._state.connections

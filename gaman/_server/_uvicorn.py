@@ -135,6 +135,7 @@ class Server(uvicorn.Server):
         state, listeners = self.server_state, sockets or []
         start = changed_at = time.monotonic()
         in_flight = {*state.tasks}
+        self._connections.stopping.set()
         if self._how is Shutdown.STOP:
             if _workers.this_worker is None:
                 stop_handshakes(listeners)

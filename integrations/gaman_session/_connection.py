@@ -111,9 +111,7 @@ class Connection:
             if not upkeep.is_open:
                 await upkeep.ensure_open()
             return self.session
-        if session._dict is not None and not session._is_closed:
-            # The application may have replaced the dict by an empty one, which ends the session.
-            session._dict.take_over()
+        session._follow_dict()
         return session
 
     @property

@@ -89,12 +89,14 @@ class CookieSession(Session):
     @property
     def id(self) -> str | None:
         """The session's handle, or None if there is no session yet."""
+        self._follow_dict()
         self._is_ready()
         return _sealing.id_of(self._begun().raw_id) if self._fields else None
 
     @property
     def is_new(self) -> bool:
         """Whether the request came without a session, or has ended it."""
+        self._follow_dict()
         self._is_ready()
         return self._is_new
 

@@ -51,12 +51,14 @@ class Session(Logins):
     @property
     def created_at(self) -> datetime | None:
         """When the session began or was last regenerated; None before the first read, and if there is no session."""
+        self._follow_dict()
         times = self._times()
         return None if times is None else datetime.fromtimestamp(times[0], UTC)
 
     @property
     def expires_at(self) -> datetime | None:
         """When the session expires unless it is used again; None before the first read, and if there is no session."""
+        self._follow_dict()
         times = self._times()
         return None if times is None else datetime.fromtimestamp(times[1], UTC)
 
@@ -78,6 +80,9 @@ class Session(Logins):
         """
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("get", key)
+        # _follow_dict() without a call, where there is no dict.
+        if self._dict is not None:
+            self._follow_dict()
         if not self._is_ready():
             return reading(self, "get", Session._value, key, default, type)
         # _value() and ready() unrolled: this saves 2 % of a request that reads a session in a cookie.
@@ -102,6 +107,7 @@ class Session(Logins):
         """Return whether *key* exists, whatever its value: 0, "", False and None exist."""
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("has", key)
+        self._follow_dict()
         if self._is_ready():
             return ready(self, "has", self._peek(key) is not None, getframe(1))
         return reading(self, "has", Session._has, key)
@@ -138,6 +144,7 @@ class Session(Logins):
 
     def all(self) -> SessionCall[dict[str, Any]]:
         """Return all keys with their values."""
+        self._follow_dict()
         return reading(self, "all", Session._all, None)
 
     def clear(self) -> SessionCall[None]:

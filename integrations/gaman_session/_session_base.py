@@ -154,6 +154,11 @@ class SessionBase(NotADict, MakesCalls, ABC):
         if self._dict is not None:
             self._dict.take_over()
 
+    def _follow_dict(self) -> None:
+        """Take over what the application has put in the place of the dict: an empty one ends the session, for reads too."""
+        if self._dict is not None and not self._is_closed:
+            self._dict.take_over()
+
     def _encode(self, key: str, value: Any) -> bytes:
         return self._sessions.codec.encode(key, value)
 

@@ -23,8 +23,8 @@ class SessionDict(dict[str, Any]):
     The dict shows what the same request changes by get_session(), so the last change of a key wins. In the other direction,
     get_session() sees what the dict changes once that is written.
 
-    The application may put something else in the place of the dict. The next change of the session, or else the response, takes
-    its values over into the dict, and puts the dict back.
+    The application may put something else in the place of the dict. The next use of the session, or else the response, takes its
+    values over into the dict, and puts the dict back.
     """
 
     __slots__ = ("_apps", "_is_written", "_loaded", "_root_path", "_scope", "_session", "_source")

@@ -68,6 +68,7 @@ class StoredSession(Session):
     @property
     def is_new(self) -> bool:
         """Whether the request came without a session, as far as is known, or has cleared it."""
+        self._follow_dict()
         self._is_used = True
         return self._pending.is_end or isinstance(self._known.identify(), (Absent, Ended))
 

@@ -37,6 +37,11 @@ async def _unset(request: Any, current: Session) -> None:
     request.scope["session"] = None
 
 
+def _clear_session(request: Any, current: Session) -> None:
+    """Clear the session by Litestar's own method, if there is one."""
+    request.clear_session() if hasattr(request, "clear_session") else request.scope.update(session={})
+
+
 async def _held(request: Any, current: Session) -> None:
     values = request.scope["session"] = {"a": 2, "gone": 1}
     current.set("b", 2)
@@ -91,6 +96,15 @@ _confirm: Both = lambda request, current: current.confirm()  # noqa: E731
 _regenerate: Both = lambda request, current: current.regenerate()  # noqa: E731
 _save: Both = lambda request, current: current.save()  # noqa: E731
 _empty = _replaced_by()
+
+_READS: list[Both] = [
+    lambda request, current: current.get("a"),
+    lambda request, current: current.has("a"),
+    lambda request, current: current.all(),
+    lambda request, current: current.is_new,
+    lambda request, current: current.created_at,
+    lambda request, current: current.expires_at,
+]
 
 BESIDE: dict[str, tuple[list[Both], str | None, dict[str, Any]]] = {
     "emptied, then login": ([_empty, _log_in], "user:1", {}),
@@ -215,6 +229,36 @@ async def test_the_login_of_a_session_that_a_replaced_dict_ends_is_not_read_any_
     await _beside(visitor, read, _empty, read)
     assert [each[0] for each in found] == ["user:1", None]
     assert found[1] == [None, False, None, {}]
+
+
+@each_beside
+@each_driver
+@pytest.mark.parametrize("end", [_empty, _unset, _clear_session], ids=["emptied", "None", "cleared"])
+async def test_a_session_that_was_taken_before_a_replaced_dict_ends_it_reads_nothing_any_more(
+    make: Any, driver: str, end: Both
+) -> None:
+    visitor = await _logged_in(make, driver)
+    found: list[Any] = []
+
+    async def read(request: Any, current: Session) -> None:
+        found.append([current.is_new, current.created_at is None, current.expires_at is None])
+        found.append([await current.get("a"), await current.get("a", type=int), await current.has("a"), await current.all()])
+
+    # Each work gets the session that was taken before all of them, and each of these reads is once the first after the end.
+    await _beside(visitor, read, end, read)
+    assert found == [[False] * 3, [1, 1, True, {"a": 1}], [True] * 3, [None, None, False, {}]]
+    ended: list[Any] = [None, False, {}, True]
+    for first in _READS:
+        found.clear()
+        visitor = await _logged_in(make, driver)
+
+        async def read_first(request: Any, current: Session, first: Both = first) -> None:
+            result = first(request, current)
+            found.append(await result if isawaitable(result) else result)
+
+        await _beside(visitor, read_first, end, read_first)
+        assert found[0] != found[1]
+        assert found[1] in ended
 
 
 @each_driver

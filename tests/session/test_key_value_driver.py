@@ -16,13 +16,14 @@ import pytest
 
 from gaman import ConfigError
 from gaman.session import TOMBSTONE, KeyValueDriver, Outcome, Ownership, Record, SessionStoreError
-from gaman.session.testing import CONTRACT, OWNER_CONTRACT, OwnerCheck
+from gaman.session.testing import CONTRACT, EVERYONE_CONTRACT, OWNER_CONTRACT, EveryoneCheck
+from gaman_session.drivers._encoding import encode
 from tests.session.sites import Clock, Site, getting, serving, setting
 from tests.test_readme import blocks
 
 pytestmark = pytest.mark.anyio
 
-CHECKS: list[OwnerCheck] = [*CONTRACT, *OWNER_CONTRACT]
+CHECKS: list[EveryoneCheck] = [*CONTRACT, *OWNER_CONTRACT, *EVERYONE_CONTRACT]
 GUIDE = "integrations/gaman_session/README.md"
 NOW = 1_800_000_000.0
 ID, OTHER = "a" * 64, "b" * 64
@@ -123,7 +124,7 @@ def _from_the_guide(folder: Path) -> KeyValueDriver:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_each_driver_keeps_the_contract(check: OwnerCheck, driver: KeyValueDriver) -> None:
+async def test_each_driver_keeps_the_contract(check: EveryoneCheck, driver: KeyValueDriver) -> None:
     await driver.open()
     try:
         await check(driver)
@@ -133,7 +134,7 @@ async def test_each_driver_keeps_the_contract(check: OwnerCheck, driver: KeyValu
 
 async def test_checks_may_share_a_store(driver: KeyValueDriver) -> None:
     await driver.open()
-    for check in CHECKS * 2:
+    for check in [*CONTRACT, *OWNER_CONTRACT] * 2:
         await check(driver)
     await driver.close()
 
@@ -289,6 +290,111 @@ async def test_a_write_that_is_interrupted_leaves_one_session_at_most_and_the_in
         if len(driver.steps) < steps:
             return
     raise AssertionError("the write has more steps than were tried")
+
+
+# The end of all sessions
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+async def test_no_session_outlives_an_end_of_everyone_whatever_step_of_a_write_it_meets(
+    write: Callable[[DictDriver], Awaitable[object]],
+) -> None:
+    class Ending(LockingEachKey):
+        """Ends all sessions before its call number *at* of the store."""
+
+        calls, at = 0, -1
+
+        async def get(self, key: str) -> bytes | None:
+            await self._count()
+            return await super().get(key)
+
+        async def _step(self, kind: str, key: str) -> None:
+            await self._count()
+
+        async def _count(self) -> None:
+            self.calls += 1
+            if self.calls == self.at:
+                await asyncio.create_task(self.end_everyone(now=NOW + 0.5))
+
+    for at in range(1, 30):
+        driver = Ending()
+        await driver.create(ID, record("owner"))
+        driver.calls, driver.at = 0, at
+        await write(driver)
+        if driver.calls < at:
+            assert at > 3
+            return
+        for id in (ID, OTHER):
+            assert not isinstance(await driver.load(id, now=NOW + 1), Record), at
+        assert await driver.count(now=NOW + 1) == 0
+        assert [await driver.owned(owner, now=NOW + 1) for owner in ("owner", "other")] == [{}, {}]
+    raise AssertionError("the write has more calls than were tried")
+
+
+async def test_the_end_of_everyone_is_one_write_whatever_the_number_of_sessions() -> None:
+    driver = DictDriver()
+    for number in range(100):
+        await driver.create(f"{number:064x}", record("owner"))
+    driver.steps.clear()
+    await driver.end_everyone(now=NOW)
+    assert driver.steps == [("put", "ending")]
+    assert await driver.count(now=NOW) == 0
+
+
+async def test_sessions_stored_before_there_was_an_end_of_everyone_live_until_the_first() -> None:
+    driver = DictDriver()
+    driver.items[ID] = encode(ID, record()), NOW + 1000
+    assert await driver.apply(ID, {"key": b"new"}, (), now=NOW, deadline=None, max_size=1000) is Outcome.WRITTEN
+    found = await driver.load(ID, now=NOW)
+    assert isinstance(found, Record)
+    assert (found.fields, found.version) == ({"key": b"new"}, 1)
+    await driver.end_everyone(now=NOW)
+    assert await driver.load(ID, now=NOW) is Outcome.ENDED
+
+
+async def test_processes_share_the_end_of_everyone_in_the_guides_table(tmp_path: Path) -> None:
+    clock = Clock()
+    async with serving(Site(_from_the_guide(tmp_path), clock)) as site, serving(Site(_from_the_guide(tmp_path), clock)) as other:
+        browser = other.browser()
+        await browser.do(setting(key="value"))
+        await site.sessions.end_everyone()
+        assert await browser.do(getting("key")) is None
+        later = other.browser()
+        await later.do(setting(key="new"))
+        assert await later.do(getting("key")) == "new"
+        assert await site.sessions.count() == 1
+
+
+async def test_no_purge_removes_the_end_of_everyone_even_if_the_store_yields_its_key() -> None:
+    class YieldingAll(DictDriver):
+        async def keys(self, before: float) -> AsyncIterator[str]:
+            for key in [*self.items]:
+                yield key
+
+    driver = YieldingAll()
+    await driver.create(ID, record())
+    await driver.end_everyone(now=NOW)
+    assert await driver.purge(now=NOW, limit=10) == 0
+    assert await driver.load(ID, now=NOW) is Outcome.ENDED
+
+
+async def test_sessions_that_were_ended_with_all_leave_their_owners_entry_when_it_is_listed() -> None:
+    driver = DictDriver()
+    await driver.create(ID, record("owner"))
+    await driver.end_everyone(now=NOW)
+    assert await driver.owned("owner", now=NOW) == {}
+    assert {*driver.items} == {ID, "ending"}
+
+
+async def test_a_damaged_end_of_everyone_is_a_failure_of_the_store() -> None:
+    driver = DictDriver()
+    await driver.create(ID, record())
+    await driver.end_everyone(now=NOW)
+    driver.items["ending"] = b"damaged", math.inf
+    for call in (driver.load(ID, now=NOW), driver.create(OTHER, record()), driver.end_everyone(now=NOW)):
+        with pytest.raises(SessionStoreError) as raised:
+            await call
+        assert "'ending' is damaged; remove it with the sessions, or restore it" in str(raised.value.__cause__)
 
 
 # What is left

@@ -15,19 +15,23 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman_session import _rules
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
-from gaman_session._rules import NEVER, Ending, Stored
+from gaman_session._rules import NEVER, Ending, Stored, next_ending
 from gaman_session.drivers._checks import check_timeout
-from gaman_session.drivers._encoding import decode, encode, protect, verify
+from gaman_session.drivers._encoding import decode, decode_ending, encode, encode_ending, protect, verify
 from gaman_session.drivers._reports import Reporter, reports
 
 T = TypeVar("T")
 
 _OWNER: Final = "owner."
-"""The beginning of an owner's key. Any other key is a session's id."""
+"""The beginning of an owner's key."""
+_ENDING: Final = "ending"
+"""The key of the last end_everyone(). Any other key is a session's id."""
+_FOREVER: Final = 1000 * 365 * 86_400
+"""Seconds for which the ending is stored, as long as the longest session. A store may not know a time that never comes."""
 
 
 class KeyValueDriver(Reporter, ABC):
-    """A whole driver, owners included, for a store that keeps bytes under keys: derive a class with four methods and a lock.
+    """A whole driver for a store that keeps bytes under keys, owners included: derive a class with four methods and a lock.
 
     Set `name`, and `shared`, which says whether several processes that open it see the same sessions. Write get(), put(), delete(),
     keys() and lock(), and open() and close() if the store needs them. Any exception that they raise becomes the cause of a
@@ -57,8 +61,9 @@ class KeyValueDriver(Reporter, ABC):
             def lock(self, keys):
                 return self._lock
 
-    A key has at most 64 characters: ASCII letters, digits and points. It is a session's id, or stands for an owner. A session is
-    written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses sessions.
+    A key has at most 64 characters: ASCII letters, digits and points. It is a session's id, stands for an owner, or is `ending`. A
+    session is written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses its
+    sessions, and if it evicts `ending`, the sessions that end_everyone() ended live again.
 
     A derived class can use any names of its own, except `_limit`, `_failures`, `_explain` and `_report`.
     """
@@ -86,7 +91,7 @@ class KeyValueDriver(Reporter, ABC):
     async def get(self, key: str) -> bytes | None:
         """Return the bytes under *key*, or None.
 
-        load() holds no lock: while a put() is in flight, return the old bytes or the new ones.
+        load() holds no lock, and gets two keys at the same time. While a put() is in flight, return the old bytes or the new ones.
         """
 
     @abstractmethod
@@ -123,7 +128,10 @@ class KeyValueDriver(Reporter, ABC):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        return _rules.load(await self.__get(id), now)
+        from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
+
+        stored, ending = await gather(self.__get(id), self.__get_ending())
+        return _rules.load(stored, now, ending)
 
     @reports("create a session")
     async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
@@ -199,8 +207,8 @@ class KeyValueDriver(Reporter, ABC):
     @reports("list the sessions of an owner")
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
         """Return the owner's sessions by their ids."""
-        ids = (await self.__get_owner(owner)).sessions
-        found = {id: record for id in ids if (record := _rules.owned(await self.__get(id), owner, now)) is not None}
+        ids, ending = (await self.__get_owner(owner)).sessions, await self.__get_ending()
+        found = {id: record for id in ids if (record := _rules.owned(await self.__get(id), owner, now, ending)) is not None}
         await self.__prune(owner, ids.keys() - found.keys(), now)
         return found
 
@@ -212,11 +220,18 @@ class KeyValueDriver(Reporter, ABC):
 
         return await _rules.end_all_owned(await self.__revoke(owner, now), end, keep=keep)
 
+    @reports("end all sessions")
+    async def end_everyone(self, *, now: float) -> None:
+        """End every session, by writing one key."""
+        async with self.lock([_ENDING]):
+            await self.put(_ENDING, encode_ending(next_ending(await self.__get_ending(), now)), now + _FOREVER)
+
     @reports("count its sessions")
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are; this reads every session."""
-        ids = [key async for key in self.keys(math.inf) if not key.startswith(_OWNER)]
-        return sum([isinstance(_rules.find(await self.__get(id), now), Record) for id in ids])
+        ids = [key async for key in self.keys(math.inf) if key != _ENDING and not key.startswith(_OWNER)]
+        ending = await self.__get_ending()
+        return sum([isinstance(_rules.find(await self.__get(id), now, ending), Record) for id in ids])
 
     # Each of these steps has the whole timeout, because a purge or an owner may have many.
 
@@ -224,7 +239,7 @@ class KeyValueDriver(Reporter, ABC):
     async def __expired(self, now: float, limit: int) -> list[str]:
         found: list[str] = []
         async for key in self.keys(now):
-            found.append(key)
+            found += () if key == _ENDING else (key,)
             if len(found) == limit:
                 break
         return found
@@ -262,12 +277,14 @@ class KeyValueDriver(Reporter, ABC):
         """Return the result of *rule*, which changes the sessions *ids*, after its changes are stored."""
         async with self.lock(sorted({*ids} if ownership is None else {*ids, _key(ownership.owner)})):
             owner = _Owner() if ownership is None else await self.__get_owner(ownership.owner)
-            store = _Store(self.name, {id: await self.__get(id) for id in ids}, owner)
+            stored = {id: await self.__get(id) for id in ids}
+            # After the sessions: if one of them began after an end_everyone(), that one is known.
+            store = _Store(self.name, stored, owner, await self.__get_ending())
             result = rule(store)
             if store.added and ownership is not None:
                 await self.__put_owner(ownership.owner, owner, now)
-            for id, stored in store.changed.items():
-                await self.put(id, encode(id, stored), stored.deadline)
+            for id, changed in store.changed.items():
+                await self.put(id, encode(id, changed), changed.deadline)
         # After the lock, because the owner before isn't known when the lock is taken.
         for owner_before, id in store.left:
             await self.__prune(owner_before, [id], now)
@@ -280,6 +297,14 @@ class KeyValueDriver(Reporter, ABC):
         if data is not None and stored is None:
             self.__damage.report(id, "its record")
         return stored
+
+    async def __get_ending(self) -> Ending:
+        content = await self.get(_ENDING)
+        ending = NEVER if content is None else decode_ending(content)
+        if ending is None:
+            # Without it, no session is known to live.
+            raise ValueError(f"the key {_ENDING!r} is damaged; remove it with the sessions, or restore it")
+        return ending
 
     async def __get_owner(self, owner: str) -> _Owner:
         return await self.__get_owner_at(_key(owner))
@@ -306,14 +331,16 @@ class KeyValueDriver(Reporter, ABC):
             await self.delete(key)
 
     async def __prune(self, owner: str, ids: Collection[str], now: float) -> None:
-        """Remove from the index those of *ids* that aren't sessions of *owner*."""
+        """Remove from the index those of *ids* that aren't sessions of *owner*, or that end_everyone() ended."""
         if not ids:
             return
+        ending = await self.__get_ending()
         async with self.lock([_key(owner)]):
             sessions = await self.__get_owner(owner)
             # With the owner's lock, no session becomes the owner's between these reads and the write. An expired one keeps its
             # entry until a purge, because a write whose *now* is earlier may still move its deadline.
-            stale = [id for id in ids if id in sessions.sessions and _rules.owned(await self.__get(id), owner, -math.inf) is None]
+            listed = [id for id in ids if id in sessions.sessions]
+            stale = [id for id in listed if _rules.owned(await self.__get(id), owner, -math.inf, ending) is None]
             for id in stale:
                 del sessions.sessions[id]
             if stale:
@@ -339,8 +366,9 @@ _decoder = Decoder(_Owner)
 class _Store:
     """The Store of the rules in _rules.py: what was read for one call, and what is to be written."""
 
-    def __init__(self, name: str, stored: dict[str, Stored | None], owner: _Owner) -> None:
+    def __init__(self, name: str, stored: dict[str, Stored | None], owner: _Owner, ending: Ending) -> None:
         self.name = name
+        self.ending = ending
         self._stored = stored
         self._owner = owner
         self.changed: dict[str, Stored] = {}
@@ -365,11 +393,6 @@ class _Store:
 
     def revoked(self, owner: str) -> float | None:
         return self._owner.revoked
-
-    @property
-    def ending(self) -> Ending:
-        # end_everyone() would make each load two reads, so this driver doesn't have it.
-        return NEVER
 
 
 def _key(owner: str) -> str:
