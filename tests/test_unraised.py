@@ -39,10 +39,6 @@ async def of_its_own(ctx: Context) -> None:
         InvalidInput("is bad")
 
 
-async def in_a_condition(ctx: Context) -> None:
-    ctx.params or HTTPError(401)  # pyright: ignore[reportUnusedExpression]  # the mistake
-
-
 async def in_a_helper_of_its_own(ctx: Context) -> None:
     def check() -> None:
         HTTPError(403)
@@ -83,7 +79,6 @@ GUARDS: list[Any] = [
     by_the_module,
     on_several_lines,
     of_its_own,
-    in_a_condition,
     in_a_helper_of_its_own,
     _requiring("admin"),
     Guard(),
