@@ -57,6 +57,7 @@ ORDER = [
     ["gaman_session.drivers._mongodb_batches", "gaman_session.drivers._mongodb_owners"],
     ["gaman_session.drivers._mongodb_errors", "gaman_session.drivers._mongodb_ending"],
     ["gaman_session.drivers._mongodb_documents", "gaman_session.drivers._mongodb_client"],
+    ["gaman_session.drivers._mongodb_waits"],
     ["gaman_session.drivers._redis_calls"],
     ["gaman_session.drivers._redis_cluster"],
     ["gaman_session.drivers._redis_servers"],

@@ -16,6 +16,7 @@ from secrets import token_hex
 from types import SimpleNamespace
 from typing import Any, Literal, Self
 
+import anyio
 import bson
 import msgspec
 import pymongo
@@ -1345,6 +1346,35 @@ async def test_a_server_that_does_not_answer_fails_every_call_within_the_timeout
     gc.collect()
     assert "TimeoutError('MongoDB did not answer within 1 seconds')" in causes
     assert "TimeoutError()" not in causes
+
+
+async def test_calls_that_are_cancelled_while_there_is_no_server_leave_later_calls_working(
+    server: MongoServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = MongoDBDriver(db_name="gaman_test", uri=server.uri)
+    await driver.open()
+    server.kill()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await driver.count(now=NOW)
+    caplog.set_level(logging.DEBUG, "pymongo.serverSelection")
+    try:
+        async with anyio.create_task_group() as calls:
+            for _ in range(5):
+                calls.start_soon(partial(driver.count, now=NOW))
+            while sum("Waiting for suitable server" in line for line in caplog.messages) < 5:
+                await asyncio.sleep(0)
+            # Unlike Task.cancel(), this cancels again in each iteration of the event loop.
+            calls.cancel_scope.cancel()
+        server.start().wait()
+        assert await driver.count(now=NOW) == 0
+        await driver.close()
+    finally:
+        # Tasks that wait for a lock of pymongo can't be cancelled, and would keep a failed test from ending.
+        lock: Any = driver._client._topology._lock
+        while lock.locked():
+            lock.release()
+            await asyncio.sleep(0)
 
 
 async def test_messages_name_the_servers_error_and_have_no_id_or_value(driver: MongoDBDriver) -> None:

@@ -15,10 +15,11 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from gaman_session._damage import Damage
 from gaman_session._driver import LARGE, Outcome, Record
 from gaman_session.drivers._batches import Batches
-from gaman_session.drivers._mongodb_client import Collection, make_limit, write
+from gaman_session.drivers._mongodb_client import Collection, write
 from gaman_session.drivers._mongodb_documents import REFUSED, Change, Document, Pipeline, to_record
 from gaman_session.drivers._mongodb_ending import ENDING, Endings
 from gaman_session.drivers._mongodb_errors import results_of
+from gaman_session.drivers._time_limit import TimeLimit
 
 _LEFT_OUT: Final[Document] = {}
 """Stands for a document that is large or absent, because a projection that distinguishes them takes the server far longer."""
@@ -39,7 +40,7 @@ class Documents:
         self._sessions = sessions
         self._damage = damage
         self.endings = Endings(sessions)
-        limit = make_limit(timeout)
+        limit = TimeLimit(timeout)
         self._finds = Batches(self._find_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._updates: Batches[tuple[str, Pipeline], bool] = Batches(self._update_all, max_in_flight=MAX_IN_FLIGHT, limit=limit)
         self._finds_of_several = Batches(self._find_groups, max_in_flight=MAX_IN_FLIGHT, limit=limit)

@@ -16,7 +16,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import ConfigurationError, InvalidName, InvalidURI, OperationFailure
 
 from gaman.errors import ConfigError
-from gaman_session.drivers._time_limit import TimeLimit
+from gaman_session.drivers._mongodb_waits import make_waits_cancellable
 
 Client: TypeAlias = AsyncMongoClient[dict[str, Any]]
 Collection: TypeAlias = AsyncCollection[dict[str, Any]]
@@ -27,8 +27,6 @@ CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_MS, unicode_decode_error_handler="surrogateescape"
 )
 _INDEXES: Final[dict[str, dict[str, Any]]] = {"deadline": {"expireAfterSeconds": 0}, "owner": {"sparse": True}}
-_STEP: Final = 0.5
-"""Seconds between two looks of pymongo for a server."""
 _UNAUTHORIZED: Final = 13
 _ILLEGAL_OPERATION: Final = 20
 _INDEX_CONFLICTS: Final = (85, 86)
@@ -36,6 +34,7 @@ _INDEX_CONFLICTS: Final = (85, 86)
 
 def make_client(uri: str, *, timeout: float, pool_size: int) -> Client:
     """Return a client, which connects with its first call; ConfigError, without the password, for a uri that can't be used."""
+    make_waits_cancellable()
     # Reads keep the concern "local": a new primary has every acknowledged write, but may not show some of them to "majority" yet.
     options: dict[str, Any] = {
         "appName": "gaman",
@@ -58,15 +57,6 @@ def make_client(uri: str, *, timeout: float, pool_size: int) -> Client:
         raise ConfigError(f"the mongodb driver has a uri that can't be read; {takes}") from None
     except (ConfigurationError, OSError, UserWarning) as cause:
         raise ConfigError(f"the mongodb driver can't use the options of its uri: {cause}") from cause
-
-
-def make_limit(timeout: float) -> TimeLimit:
-    """Return the limit of calls that may take *timeout* seconds.
-
-    pymongo waits for a server in steps of half a second. On Python 3.11, a call that is cancelled at the end of a step can leave a
-    lock of pymongo's locked for ever (asyncio.wait_for), so the limit is between two steps.
-    """
-    return TimeLimit(max(timeout - _STEP / 2, timeout / 2))
 
 
 def find_collection(client: Client, db_name: str, collection: str) -> Collection:

@@ -21,7 +21,7 @@ from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
 from gaman_session._errors import SessionStoreError
 from gaman_session.drivers._checks import check_timeout, check_whole_number
 from gaman_session.drivers._mongodb_batches import MAX_IN_FLIGHT, Documents
-from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client, make_limit, write
+from gaman_session.drivers._mongodb_client import CODEC, create_indexes, find_collection, make_client, write
 from gaman_session.drivers._mongodb_documents import (
     Change,
     Document,
@@ -38,6 +38,7 @@ from gaman_session.drivers._mongodb_documents import (
 from gaman_session.drivers._mongodb_errors import conceal
 from gaman_session.drivers._mongodb_owners import CallTime, Revocations
 from gaman_session.drivers._reports import Reporter, reports
+from gaman_session.drivers._time_limit import TimeLimit
 
 
 class MongoDBDriver(Reporter):
@@ -314,7 +315,7 @@ class MongoDBDriver(Reporter):
         """Make a client, which connects with its first call, and everything else that is bound to its event loop."""
         self._client = make_client(self._uri, timeout=self._timeout, pool_size=self._pool_size)
         self._sessions = find_collection(self._client, self._db_name, self._collection)
-        self._limit = make_limit(self._timeout)
+        self._limit = TimeLimit(self._timeout)
         # pymongo's pool is unfair: a late call may take the connection that others have waited for. Each kind of batch has its own.
         size = int(min(self._client.options.pool_options.max_pool_size, sys.maxsize))
         self._connections = asyncio.Semaphore(max(1, size - 3 * MAX_IN_FLIGHT))
