@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from gaman import App, ConfigError, Context, Integration, Response, log_extra
-from gaman.errors import check_bool, checks_arguments, nearest
+from gaman import ConfigError, Context, Integration, Response, log_extra
+from gaman.errors import check_before_session, check_bool, checks_arguments, nearest
 from gaman_headers._caches import keep_private
 from gaman_headers._nonce import Nonce
 from gaman_headers._policy import STRICT, Policy, Sources
 
 logger = logging.getLogger("gaman")
 
-_KEY = "csp_nonce"
+_NONCE_KEY = "csp_nonce"
+"""The nonce's key in `ctx.locals`."""
 _YEAR = 31_536_000
 _REFERRER_POLICIES = [
     *("no-referrer", "same-origin", "origin", "strict-origin", "origin-when-cross-origin"),
@@ -83,23 +84,12 @@ def headers(
     takes_nonce = any(policy.takes_nonce for _, policy in policies)
     warns_of_caches = True
 
-    def on_load(app: App) -> None:
-        for outer in app.integrations:
-            if outer.name == "headers":
-                return
-            if outer.make_session is not None:
-                # It would answer 503 without our fields if its store failed.
-                raise ConfigError(
-                    f"headers() comes before {outer.name}(), so that its errors have the fields, too; "
-                    f"write integrations=[headers(...), {outer.name}(...)]"
-                )
-
     def on_request(ctx: Context) -> None:
-        ctx.locals[_KEY] = Nonce()
+        ctx.locals[_NONCE_KEY] = Nonce()
 
     def on_response(ctx: Context, response: Response) -> None:
         fields = over_https if ctx.scheme == "https" else over_http
-        if takes_nonce and isinstance(nonce := ctx.locals.get(_KEY), Nonce):
+        if takes_nonce and isinstance(nonce := ctx.locals.get(_NONCE_KEY), Nonce):
             nonce.is_sent = True
             if text := nonce.text:
                 fields = [*((name, policy.with_nonce(text)) for name, policy in policies), *fields[len(policies) :]]
@@ -128,7 +118,7 @@ def headers(
     return Integration(
         name="headers",
         priority="very-high",
-        on_load=on_load,
+        on_load=lambda app: check_before_session(app, "headers", "its errors have the fields, too"),
         on_request=on_request if takes_nonce else None,
         on_response=on_response,
     )
