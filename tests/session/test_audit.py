@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -63,7 +63,7 @@ async def site(driver: Driver | None, clock: Clock, events: Events) -> AsyncIter
 
 
 @asynccontextmanager
-async def blocked(clock: Clock, events: Events) -> AsyncIterator[Site]:
+async def blocked(clock: Clock, events: Events) -> AsyncGenerator[Site]:
     """Serve a site whose `on_event` takes its first event only at the end; *events* has them all after that."""
     is_released = asyncio.Event()
 

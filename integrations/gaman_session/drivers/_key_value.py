@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
@@ -18,7 +18,8 @@ from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
 from gaman_session._rules import NEVER, Ending, Stored
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._encoding import decode, encode, protect, verify
-from gaman_session.drivers._reports import Reporter, reports
+from gaman_session.drivers._reports import reports
+from gaman_session.drivers._rule_driver import RuleDriver
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ _OWNER: Final = "owner."
 """The beginning of an owner's key. Any other key is a session's id."""
 
 
-class KeyValueDriver(Reporter, ABC):
+class KeyValueDriver(RuleDriver):
     """A whole driver, owners included, for a store that keeps bytes under keys: derive a class with four methods and a lock.
 
     Set `name`, and `shared`, which says whether several processes that open it see the same sessions. Write get(), put(), delete(),
@@ -60,7 +61,7 @@ class KeyValueDriver(Reporter, ABC):
     A key has at most 64 characters: ASCII letters, digits and points. It is a session's id, or stands for an owner. A session is
     written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses sessions.
 
-    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain` and `_report`.
+    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain`, `_report` and `_apply_rule`.
     """
 
     shared: bool
@@ -125,76 +126,9 @@ class KeyValueDriver(Reporter, ABC):
         """Return the session, ENDED, or None."""
         return _rules.load(await self.__get(id), now)
 
-    @reports("create a session")
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session."""
-        return await self.__write(
-            lambda store: _rules.create(store, id, record), id, now=record.created, ownership=record.ownership
-        )
-
-    @reports("change a session")
-    async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Set and delete single fields of the session."""
-        return await self.__write(
-            lambda store: _rules.apply(store, id, sets, deletes, now=now, deadline=deadline, max_size=max_size), id, now=now
-        )
-
-    @reports("change a session")
-    async def swap(
-        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
-    ) -> Outcome:
-        """Set one field if its bytes are *old*."""
-        return await self.__write(
-            lambda store: _rules.swap(store, id, field, old, new, now=now, deadline=deadline, max_size=max_size), id, now=now
-        )
-
-    @reports("rename a session")
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id* if its version is still *version*."""
-        return await self.__write(
-            lambda store: _rules.rename(store, id, new_id, record, version=version, now=now),
-            *(id, new_id),
-            now=now,
-            ownership=record.ownership,
-        )
-
-    @reports("end a session")
-    async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those it was renamed to."""
-        await _rules.destroy_all(id, lambda each: self.__write(lambda store: _rules.destroy(store, each, now=now), each, now=now))
-
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove expired sessions and tombstones."""
         return sum([await self.__purge(key, now) for key in await self.__expired(now, limit)])
-
-    @reports("change a session")
-    async def set_owner(
-        self,
-        id: str,
-        ownership: Ownership | None,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Do what apply() does, and set the session's ownership in the same step."""
-        return await self.__write(
-            lambda store: _rules.set_owner(store, id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size),
-            id,
-            now=now,
-            ownership=ownership,
-        )
 
     @reports("list the sessions of an owner")
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -254,11 +188,11 @@ class KeyValueDriver(Reporter, ABC):
 
     @reports("end the sessions of an owner")
     async def __end_owned(self, id: str, owner: str, now: float) -> str | bool:
-        return await self.__write(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
+        return await self._apply_rule(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
 
     # Reading and writing
 
-    async def __write(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+    async def _apply_rule(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
         """Return the result of *rule*, which changes the sessions *ids*, after its changes are stored."""
         async with self.lock(sorted({*ids} if ownership is None else {*ids, _key(ownership.owner)})):
             owner = _Owner() if ownership is None else await self.__get_owner(ownership.owner)
