@@ -68,7 +68,7 @@ ORDER = [
         "gaman_session.drivers._redis_script",
     ],
     ["gaman_session.drivers._redis_failures"],
-    ["gaman_session.drivers._rule_driver"],
+    ["gaman_session.drivers._transactions"],
     ["gaman_session.drivers._reports"],
     [
         "gaman_session.drivers._batches",
@@ -334,7 +334,7 @@ def test_a_driver_imports_only_its_contract_and_what_drivers_share(module: Modul
         *(f"{package}.{room}" for room in ("_driver", "_errors", "_paths", "_damage", "_rules")),
         *(
             f"{package}.drivers.{room}"
-            for room in ("_batches", "_checks", "_encoding", "_reports", "_rule_driver", "_threads", "_time_limit")
+            for room in ("_batches", "_checks", "_encoding", "_reports", "_transactions", "_threads", "_time_limit")
         ),
     }
     # A driver may have parts in files of their own, which begin with its name or are listed.

@@ -97,9 +97,14 @@ class TestClient(httpx.AsyncClient):
         self._sync.headers, self._sync.cookies = self.headers, self.cookies
         return self._sync.__enter__()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
         if self._sync is not None:
-            self._sync.__exit__(*error)
+            self._sync.__exit__(exc_type, exc_value, traceback)
 
     def session(self, url: str = "/") -> AbstractAsyncContextManager[Session]:
         """Open the session of this client, as a handler of *url* would see it; the block's changes are written at its end.

@@ -15,11 +15,11 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman_session import _rules
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
-from gaman_session._rules import NEVER, Ending, Stored
+from gaman_session._rules import NEVER, Ending, Store, Stored
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._encoding import decode, encode, protect, verify
 from gaman_session.drivers._reports import reports
-from gaman_session.drivers._rule_driver import RuleDriver
+from gaman_session.drivers._transactions import TransactionDriver
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _OWNER: Final = "owner."
 """The beginning of an owner's key. Any other key is a session's id."""
 
 
-class KeyValueDriver(RuleDriver):
+class KeyValueDriver(TransactionDriver):
     """A whole driver, owners included, for a store that keeps bytes under keys: derive a class with four methods and a lock.
 
     Set `name`, and `shared`, which says whether several processes that open it see the same sessions. Write get(), put(), delete(),
@@ -61,7 +61,7 @@ class KeyValueDriver(RuleDriver):
     A key has at most 64 characters: ASCII letters, digits and points. It is a session's id, or stands for an owner. A session is
     written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses sessions.
 
-    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain`, `_report` and `_apply_rule`.
+    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain`, `_report` and `_transact`.
     """
 
     shared: bool
@@ -188,16 +188,16 @@ class KeyValueDriver(RuleDriver):
 
     @reports("end the sessions of an owner")
     async def __end_owned(self, id: str, owner: str, now: float) -> str | bool:
-        return await self._apply_rule(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
+        return await self._transact(lambda store: store.end_owned(id, owner, now=now), id, now=now)
 
     # Reading and writing
 
-    async def _apply_rule(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
-        """Return the result of *rule*, which changes the sessions *ids*, after its changes are stored."""
+    async def _transact(self, change: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+        """Return the result of *change*, which changes the sessions *ids*, after its changes are stored."""
         async with self.lock(sorted({*ids} if ownership is None else {*ids, _key(ownership.owner)})):
             owner = _Owner() if ownership is None else await self.__get_owner(ownership.owner)
             store = _Store(self.name, {id: await self.__get(id) for id in ids}, owner)
-            result = rule(store)
+            result = change(store)
             if store.added and ownership is not None:
                 await self.__put_owner(ownership.owner, owner, now)
             for id, stored in store.changed.items():
@@ -270,8 +270,8 @@ _encoder = Encoder()
 _decoder = Decoder(_Owner)
 
 
-class _Store:
-    """The Store of the rules in _rules.py: what was read for one call, and what is to be written."""
+class _Store(Store):
+    """What was read for one call, and what is to be written."""
 
     def __init__(self, name: str, stored: dict[str, Stored | None], owner: _Owner) -> None:
         self.name = name

@@ -23,9 +23,9 @@ from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._disk import FileTooLarge
 from gaman_session.drivers._folder import Call, Folder, Transaction
 from gaman_session.drivers._reports import reports
-from gaman_session.drivers._rule_driver import RuleDriver
 from gaman_session.drivers._threads import Threads
 from gaman_session.drivers._time_limit import TimeLimit
+from gaman_session.drivers._transactions import TransactionDriver
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ _MAX_PAUSE: Final = 0.05
 """Seconds between two attempts to get a lock."""
 
 
-class FileDriver(RuleDriver):
+class FileDriver(TransactionDriver):
     """Keeps each session in a file in the folder *dir* that only this user can read; each call takes at most *timeout* seconds."""
 
     name = "file"
@@ -131,7 +131,7 @@ class FileDriver(RuleDriver):
 
     @reports("end the sessions of an owner")
     async def _end_in_folder(self, owner: str, ids: list[str], now: float) -> list[str | bool]:
-        return await self._apply_rule(lambda store: [_rules.end_owned(store, id, owner, now=now) for id in ids], ids[0], now=now)
+        return await self._transact(lambda store: [store.end_owned(id, owner, now=now) for id in ids], ids[0], now=now)
 
     @reports("end all sessions")
     async def end_everyone(self, *, now: float) -> None:
@@ -146,13 +146,13 @@ class FileDriver(RuleDriver):
         """
         return await self._threads.call(self._folder.count, now)
 
-    async def _apply_rule(self, rule: Callable[[Transaction], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
-        """Return the result of *rule* when its transaction is on the disk."""
+    async def _transact(self, change: Callable[[Transaction], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+        """Return the result of *change* when its transaction is on the disk."""
         folders = [self._folder.folder_of(id) for id in ids]
         if ownership is not None:
             # The owner's lock first: concurrent logins of one owner then share a transaction instead of waiting for each other.
             folders.insert(0, self._folder.owners.lock_of(ownership.owner))
-        return await self._run(folders, rule)
+        return await self._run(folders, change)
 
     async def _run(self, folders: list[str], change: Callable[[Transaction], T]) -> T:
         """Return the result of *change* as soon as no other process holds the locks of *folders*."""
