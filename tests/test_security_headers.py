@@ -469,7 +469,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"hsts_preload": True, **options},
-            "hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists do",
+            "hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists require",
         )
         for options in ({"hsts_subdomains": False}, {"hsts": 300}, {"hsts": None})
     ),

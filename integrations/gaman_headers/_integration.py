@@ -47,10 +47,10 @@ def headers(
       whole policy. `ctx.locals["csp_nonce"]` is the nonce of inline scripts and styles.
     - *csp_report_only* is a second policy, which browsers report on and don't enforce.
     - *hsts* is how many seconds browsers use only HTTPS for this host, and with *hsts_subdomains* for its subdomains (RFC 6797). It
-      is sent over HTTPS only. *hsts_preload* allows browsers to be shipped with it.
+      is sent over HTTPS only. *hsts_preload* lets browsers put the host on their preload lists.
     - *nosniff* keeps browsers from guessing a response's type. *referrer_policy* limits what other sites see of a page's URL.
     - *coop* is the Cross-Origin-Opener-Policy, which separates a page from windows of other sites.
-    - *corp* is the Cross-Origin-Resource-Policy: the pages that may embed a response, such as an image or a script.
+    - *corp* is the Cross-Origin-Resource-Policy: which pages may embed a response, such as an image or a script.
 
     None leaves a field out. ConfigError is raised for an invalid option, and at the start if an integration that makes sessions is
     listed before this one.
@@ -70,7 +70,7 @@ def headers(
     if nosniff:
         over_http.append((b"x-content-type-options", b"nosniff"))
     if referrer_policy is not None:
-        # A browser takes the last of a list that it knows.
+        # A browser uses the last policy of the list that it knows.
         _check("referrer_policy", referrer_policy, _REFERRER_POLICIES, str(referrer_policy).split(","))
         over_http.append((b"referrer-policy", referrer_policy.encode()))
     if coop is not None:
@@ -132,7 +132,7 @@ def _hsts(seconds: object, subdomains: bool, preload: bool) -> list[tuple[bytes,
         )
     if preload and not (subdomains and seconds is not None and seconds >= _YEAR):
         raise ConfigError(
-            "headers(hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists do"
+            "headers(hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists require"
         )
     if seconds is None:
         return []
