@@ -162,7 +162,8 @@ class Logins(SessionBase):
 
     def _login(self, *_: object) -> Login | None:
         """Return the session's login, once it is readable; None for a visitor."""
-        return of_user(self._stored_login())
+        login = self._stored_login()
+        return login if login is not None and login.owner else None
 
     def _stored_login(self) -> Login | None:
         """Return what login() or csrf_token() has stored, or None if there is nothing or it is unreadable."""
@@ -198,14 +199,10 @@ for _name in ("login", "logout", "confirm", "csrf_token", "is_csrf_token", "owne
     getattr(Logins, _name).__qualname__ = f"Session.{_name}"
 
 
-def of_user(login: Login | None) -> Login | None:
-    """Return *login*, or None if it has no owner, because it is what csrf_token() has stored for a visitor."""
-    return login if login is not None and login.owner else None
-
-
 def login_in(data: bytes | None, codec: Codec) -> Login | None:
-    """Return the login of a user that *data* holds, or None if there is none or it is unreadable."""
-    return None if data is None else of_user(_stored_login_in(data, codec))
+    """Return the login that *data* holds, or None for a visitor, or if there is none or it is unreadable."""
+    login = None if data is None else _stored_login_in(data, codec)
+    return login if login is not None and login.owner else None
 
 
 def _stored_login_in(data: bytes, codec: Codec) -> Login | None:
