@@ -30,14 +30,7 @@ class TransactionDriver(Reporter, ABC):
 
     @reports("change a session")
     async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set and delete single fields of the session."""
         return await self._transact(

@@ -151,14 +151,7 @@ class RedisDriver(Reporter):
 
     @reports("change a session")
     async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set and delete single fields of the session."""
         arguments = (now, deadline_argument(deadline), max_size, field_names(sets), field_names(deletes))
