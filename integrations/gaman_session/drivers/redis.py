@@ -338,7 +338,7 @@ class RedisDriver(Reporter):
             # A rename may have left a slot before its turn, and come to another one after its turn. By this second instant, at
             # least a millisecond later than its `created`, it is ended or REVOKED there.
             await self._gather(*self._keyspace.ends(now=now + monotonic() - began + 0.001))
-        if doubt := self._policy.doubt_of_ending():
+        if doubt := self._policy.doubt("may evict the key that says so"):
             raise SessionStoreError(self.name, "end all sessions for certain", doubt, is_partial=True)
 
     @reports("count its sessions")
