@@ -7,15 +7,17 @@ import json
 import math
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from gaman._app import App
 from gaman._application import kind_of
 from gaman._command_routes import align
 from gaman._tracebacks import exit_with
+
+if TYPE_CHECKING:
+    from gaman.session import OwnedSession, SessionIntegration
 
 T = TypeVar("T")
 
@@ -27,37 +29,6 @@ ACTIONS: Final = {
     "end-everyone": "",
 }
 """What each action takes after `main:app`, as messages write it."""
-
-
-class OwnedSession(Protocol):
-    """A session of an owner."""
-
-    @property
-    def handle(self) -> str: ...
-    @property
-    def created_at(self) -> datetime: ...
-    @property
-    def last_used_at(self) -> datetime | None: ...
-    @property
-    def expires_at(self) -> datetime: ...
-    @property
-    def note(self) -> Any: ...
-
-
-class Sessions(Protocol):
-    """The integration that makes sessions, or another object with its calls."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes see the same sessions."""
-        ...
-
-    def running(self) -> AbstractAsyncContextManager[None]: ...
-    def count(self, owner: str | None = None) -> Awaitable[int]: ...
-    def list(self, owner: str) -> Awaitable[Sequence[OwnedSession]]: ...
-    def end(self, handle: str) -> Awaitable[bool]: ...
-    def end_all(self, owner: str) -> Awaitable[int]: ...
-    def end_everyone(self) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True)
@@ -110,8 +81,8 @@ def _none_of(owner: str) -> str:
     return f"gaman: no live session of {_text(owner)} with this GAMAN_KEY; check the owner's spelling, and the key"
 
 
-def _find(arguments: Arguments, value: object) -> Sessions:
-    """Return the sessions that *value* is or has; else exit."""
+def _find(arguments: Arguments, value: object) -> SessionIntegration:
+    """Return the sessions that *value* is or has, or another object with their calls; else exit."""
     found: Any = value
     if isinstance(value, App):
         found = next((each for each in value.integrations if each.make_session is not None), None)
@@ -125,7 +96,7 @@ def _find(arguments: Arguments, value: object) -> Sessions:
             f"gaman: gaman sessions needs a gaman.App with session(), or the session() object itself, and {what}; "
             f"write sessions = session(...) in {module}, and name {module}:sessions"
         )
-    sessions: Sessions = found
+    sessions: SessionIntegration = found
     if not sessions.shared:
         sys.exit(
             f"gaman: {arguments.target} keeps its sessions in its own memory, where no other process sees them; "
@@ -134,7 +105,7 @@ def _find(arguments: Arguments, value: object) -> Sessions:
     return sessions
 
 
-def _call(sessions: Sessions, call: Callable[[], Awaitable[T]]) -> T:
+def _call(sessions: SessionIntegration, call: Callable[[], Awaitable[T]]) -> T:
     """Return the result of *call* while the store is open; exit with the reason of a failure."""
 
     async def work() -> T:

@@ -62,13 +62,7 @@ class Context:
     _locals: dict[str, Any]
     _query: Fields[str]
 
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        params: Mapping[str, str],
-        app: App,
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, params: Mapping[str, str], app: App) -> None:
         self.scope = scope
         """The ASGI scope, for everything without a name here."""
         self.params = params

@@ -13,14 +13,14 @@ from gaman import _target
 from gaman._application import check_application, kind_of
 from gaman._asgi import Application, Scope, Send
 from gaman._context import Context, log_extra
-from gaman._disconnects import Disconnected, is_of_disconnect
+from gaman._disconnects import Disconnected
 from gaman._framing import BODILESS, without_body
 from gaman._headers import RawHeaders, encode_name, encode_value
 from gaman._layers import Handler
 from gaman._response import Response
 from gaman._results import Result
 from gaman._tracebacks import exc_info_of
-from gaman.errors import ClientDisconnected, ConfigError, GamanError, HTTPError
+from gaman.errors import ClientDisconnected, ConfigError, GamanError, HTTPError, comes_of
 
 if TYPE_CHECKING:
     from asyncio import Event, Future, Task
@@ -270,7 +270,7 @@ class _Call:
             self._reader.exception()
         # Read in any case, as above.
         error = None if not tasks or self._task.cancelled() else self._task.exception()
-        if error is not None and not self._is_reported and not is_of_disconnect(error):
+        if error is not None and not self._is_reported and not comes_of(error, ClientDisconnected):
             ctx = self._ctx
             logger.error(
                 "%s %r: %s failed after its response",

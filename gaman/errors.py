@@ -1,12 +1,17 @@
 """Every error of the core, in one tree, and what handlers of errors and messages share; imports nothing of gaman."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, wraps
 from http import HTTPStatus
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import msgspec
+
+if TYPE_CHECKING:
+    from gaman._app import App
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -157,6 +162,21 @@ def check_bool(option: str, value: object) -> None:
     if not isinstance(value, bool):
         fix = f"write {option}={bool(value)}" if isinstance(value, int) else "compare a text, as in os.environ.get('NAME') == '1'"
         raise ConfigError(f"{option}={value!r} is neither True nor False, and any text counts as true; {fix}")
+
+
+def check_before_session(app: App, name: str, purpose: str) -> None:
+    """Raise ConfigError if the integration with this *name* is listed after the one that makes sessions; *purpose* is the reason.
+
+    If its store fails, that one answers 503, and the response has no fields of the integrations that are listed later.
+    """
+    for integration in app.integrations:
+        if integration.name == name:
+            return
+        if integration.make_session is not None:
+            other = integration.name
+            raise ConfigError(
+                f"{name}() has to come before {other}(), so that {purpose}; write integrations=[{name}(...), {other}(...)]"
+            )
 
 
 def a_type(value: object) -> str:

@@ -71,6 +71,7 @@ ORDER = [
         "gaman_session.drivers._redis_script",
     ],
     ["gaman_session.drivers._redis_failures"],
+    ["gaman_session.drivers._transactions"],
     ["gaman_session.drivers._reports"],
     [
         "gaman_session.drivers._batches",
@@ -336,7 +337,10 @@ def test_a_driver_imports_only_its_contract_and_what_drivers_share(module: Modul
         "gaman",
         "gaman.errors",
         *(f"{package}.{room}" for room in ("_driver", "_errors", "_paths", "_damage", "_rules")),
-        *(f"{package}.drivers.{room}" for room in ("_batches", "_checks", "_encoding", "_reports", "_threads", "_time_limit")),
+        *(
+            f"{package}.drivers.{room}"
+            for room in ("_batches", "_checks", "_encoding", "_reports", "_transactions", "_threads", "_time_limit")
+        ),
     }
     # A driver may have parts in files of their own, which begin with its name or are listed.
     driver = next((driver for driver, parts in PARTS.items() if name in parts), name.removeprefix("_").partition("_")[0])

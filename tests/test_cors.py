@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gaman import App, ConfigError, Context, HTTPError, Response, define_integration
+from gaman import App, ConfigError, Context, HTTPError, Response
 from gaman.cors import cors
 from gaman.session import session
 from tests.serving import SERVES, get, running_script
@@ -159,31 +159,6 @@ async def test_fields_of_a_handler_are_kept_and_not_sent_twice(fetch: Fetch) -> 
     response = await fetch(app, "/own", headers={"origin": ORIGIN})
     assert (fields(response), response.headers["vary"]) == ({"allow-origin": "*"}, "Cookie, origin")
     assert (await fetch(app, "/cached", headers={"origin": ORIGIN})).headers["vary"] == "Accept, Origin"
-
-
-async def test_an_error_of_a_hook_or_of_a_store_has_the_fields(fetch: Fetch) -> None:
-    def broken(ctx: Context, *_: object) -> None:
-        raise HTTPError(503, "the store is down")
-
-    def begin(ctx: Context) -> None:
-        ctx.locals["session"] = ctx.session
-
-    def make_session(scope: Any, is_closed: bool) -> Any:
-        return object()
-
-    hooks: list[dict[str, Any]] = [
-        {"on_request": broken},
-        {"on_response": broken},
-        {"on_request": begin, "make_session": make_session, "close_session": broken},
-    ]
-    for options in hooks:
-        for priority in ("very-high", "normal", "very-low"):
-            failing = define_integration(name="failing", priority=priority, **options)
-            app = App(ROUTES, integrations=[cors(ORIGIN), failing])
-            await app.load()
-            response = await fetch(app, headers={"origin": ORIGIN})
-            assert (response.status, fields(response)) == (503, {"allow-origin": ORIGIN}), options
-            assert response.headers["vary"] == "Origin"
 
 
 async def test_a_session_varies_by_cookie_and_origin(fetch: Fetch) -> None:
@@ -372,12 +347,3 @@ def test_an_invalid_option_is_refused_with_its_fix(origins: Any, options: dict[s
     with pytest.raises(ConfigError) as raised:
         cors(origins, **options)
     assert str(raised.value) == fault
-
-
-async def test_a_session_that_is_listed_first_stops_the_start() -> None:
-    app = App({}, integrations=[session(SECRET), cors(ORIGIN)])
-    with pytest.raises(ConfigError) as raised:
-        await app.load()
-    assert str(raised.value) == (
-        "cors() comes before session(), so that scripts can read its errors, too; write integrations=[cors(...), session(...)]"
-    )

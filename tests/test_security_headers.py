@@ -16,10 +16,8 @@ from starlette.routing import Route
 from gaman import App, ConfigError, Context, HTTPError, Response, define_integration, mount
 from gaman.cors import cors
 from gaman.headers import NONCE, STRICT, headers
-from gaman.session import session
 from gaman.static import static
 from tests.serving import SERVES, Connection, get, request, running_script
-from tests.session.sites import SECRET
 
 if TYPE_CHECKING:
     from tests.asgi import Exchange, Fetch
@@ -125,28 +123,6 @@ async def test_every_response_has_the_fields(fetch: Fetch, tmp_path: Path) -> No
     response = await fetch(app, "/file")
     unchanged = await fetch(app, "/file", headers={"if-none-match": response.headers["etag"]})
     assert (unchanged.status, fields(unchanged)) == (304, OVER_HTTPS)
-
-
-async def test_an_error_of_a_hook_or_of_a_store_has_the_fields(fetch: Fetch) -> None:
-    def broken(ctx: Context, *_: object) -> None:
-        raise HTTPError(503, "the store is down")
-
-    def begin(ctx: Context) -> None:
-        ctx.locals["session"] = ctx.session
-
-    def make_session(scope: Any, is_closed: bool) -> Any:
-        return object()
-
-    hooks: list[dict[str, Any]] = [
-        {"on_request": broken},
-        {"on_response": broken},
-        {"on_request": begin, "make_session": make_session, "close_session": broken},
-    ]
-    for options in hooks:
-        for priority in ("very-high", "normal", "very-low"):
-            app = await make(ROUTES, define_integration(name="failing", priority=priority, **options))
-            response = await fetch(app)
-            assert (response.status, fields(response)) == (503, OVER_HTTPS), options
 
 
 async def test_a_preflight_has_the_fields_on_either_side_of_cors(fetch: Fetch) -> None:
@@ -493,7 +469,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"hsts_preload": True, **options},
-            "hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists do",
+            "hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists require",
         )
         for options in ({"hsts_subdomains": False}, {"hsts": 300}, {"hsts": None})
     ),
@@ -603,15 +579,6 @@ def test_a_line_break_in_a_policy_separates_sources_and_is_not_sent() -> None:
     assert integration.on_response is not None
     integration.on_response(ctx, response)
     assert response.headers[CSP] == "default-src 'self'; img-src * https:"
-
-
-async def test_a_session_that_is_listed_first_stops_the_start() -> None:
-    app = App({}, integrations=[session(SECRET), headers()])
-    with pytest.raises(ConfigError) as raised:
-        await app.load()
-    assert str(raised.value) == (
-        "headers() comes before session(), so that its errors have the fields, too; write integrations=[headers(...), session(...)]"
-    )
 
 
 # Over a socket

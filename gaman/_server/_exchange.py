@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gaman._asgi import Application, Scope
 from gaman._context import log_extra
-from gaman._disconnects import Disconnected, is_of_disconnect
+from gaman._disconnects import Disconnected
 from gaman._framing import BODILESS
 from gaman._tracebacks import exc_info_of
+from gaman.errors import ClientDisconnected, comes_of
 
 if TYPE_CHECKING:
     from gaman._server._http import Connection
@@ -191,7 +192,7 @@ class Exchange:
                 status = 503
             else:
                 extra = log_extra(self._scope)
-                level = logging.DEBUG if is_of_disconnect(error) else logging.ERROR
+                level = logging.DEBUG if comes_of(error, ClientDisconnected) else logging.ERROR
                 what = "failed after its response" if self.is_complete else "broke off" if self.has_started else "failed"
                 logger.log(level, "%s %r %s", extra["method"], extra["path"], what, exc_info=exc_info_of(error), extra=extra)
         if self.is_complete or self._is_disconnected:

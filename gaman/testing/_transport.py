@@ -10,6 +10,7 @@ import httpx
 from anyio.from_thread import BlockingPortal
 
 from gaman._asgi import Application
+from gaman._disconnects import Disconnected
 from gaman._failures import FAILURES, Failures
 from gaman.testing._portal import call
 
@@ -100,10 +101,6 @@ class _SyncStream(httpx.SyncByteStream):
         call(self._portal, self._stream.aclose)
 
 
-class _Disconnected(OSError):
-    """Raised in an application that sends to a client which has disconnected (ASGI 2.4)."""
-
-
 class _Exchange(httpx.AsyncByteStream):
     """One request and its response, whose chunks it yields."""
 
@@ -154,7 +151,7 @@ class _Exchange(httpx.AsyncByteStream):
         """Disconnect, unless the application has ended the request."""
         if not self._task.done():
             await self._end(_GRACE)
-            if (error := self._error()) is not None and not isinstance(error, _Disconnected):
+            if (error := self._error()) is not None and not isinstance(error, Disconnected):
                 raise error
 
     async def _end(self, grace: float) -> None:
@@ -199,7 +196,7 @@ class _Exchange(httpx.AsyncByteStream):
 
     async def _send(self, message: Message) -> None:
         if self._has_disconnected:
-            raise _Disconnected("the client has disconnected")
+            raise Disconnected("the client has disconnected")
         self._messages.put_nowait(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._is_complete = True

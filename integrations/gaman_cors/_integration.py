@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gaman import App, ConfigError, Context, Integration, Response
-from gaman.errors import check_bool, checks_arguments, nearest
+from gaman import ConfigError, Context, Integration, Response
+from gaman.errors import check_before_session, check_bool, checks_arguments, nearest
 from gaman_cors._origins import Origins
 
 _ORIGIN = "access-control-allow-origin"
@@ -59,17 +59,6 @@ def cors(
     exposed = _join("expose", expose, credentials)
     preflight = {name: value for name, value in preflight.items() if value}
 
-    def on_load(app: App) -> None:
-        for outer in app.integrations:
-            if outer.name == "cors":
-                return
-            if outer.make_session is not None:
-                # It would answer 503 without our fields if its store failed, and scripts couldn't read the error.
-                raise ConfigError(
-                    f"cors() comes before {outer.name}(), so that scripts can read its errors, too; "
-                    f"write integrations=[cors(...), {outer.name}(...)]"
-                )
-
     def on_request(ctx: Context) -> Response | None:
         if not _is_preflight(ctx):
             return None
@@ -99,7 +88,7 @@ def cors(
     return Integration(
         name="cors",
         priority="very-high",
-        on_load=on_load,
+        on_load=lambda app: check_before_session(app, "cors", "scripts can read its errors, too"),
         on_request=on_request,
         on_response=on_response,
         trusts_origin=allowed.allows if credentials else None,

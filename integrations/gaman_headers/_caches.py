@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# A cache that has to ask before each use gets the policy of a new response.
+# A cache that revalidates before each use gets the policy of the new response.
 _SAFE = {"private", "no-store", "no-cache"}
 _SHARED = {"public", "s-maxage", "proxy-revalidate"}
 
 
 def keep_private(headers: list[tuple[bytes, bytes]]) -> str:
-    """Change *headers* so that no shared cache keeps the response; return the fields that would have let one, as text."""
+    """Change *headers* so that no shared cache keeps the response; return the fields that would have allowed it, as text."""
     own: list[str] = []
     unsafe: list[tuple[bytes, bytes]] = []
     for name, value in headers:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from gaman import App, ConfigError, Context, Integration, Response, log_extra
-from gaman.errors import check_bool, checks_arguments, nearest
+from gaman import ConfigError, Context, Integration, Response, log_extra
+from gaman.errors import check_before_session, check_bool, checks_arguments, nearest
 from gaman_headers._caches import keep_private
 from gaman_headers._nonce import Nonce
 from gaman_headers._policy import STRICT, Policy, Sources
 
 logger = logging.getLogger("gaman")
 
-_KEY = "csp_nonce"
+_NONCE_KEY = "csp_nonce"
+"""The nonce's key in `ctx.locals`."""
 _YEAR = 31_536_000
 _REFERRER_POLICIES = [
     *("no-referrer", "same-origin", "origin", "strict-origin", "origin-when-cross-origin"),
@@ -46,10 +47,10 @@ def headers(
       whole policy. `ctx.locals["csp_nonce"]` is the nonce of inline scripts and styles.
     - *csp_report_only* is a second policy, which browsers report on and don't enforce.
     - *hsts* is how many seconds browsers use only HTTPS for this host, and with *hsts_subdomains* for its subdomains (RFC 6797). It
-      is sent over HTTPS only. *hsts_preload* allows browsers to be shipped with it.
+      is sent over HTTPS only. *hsts_preload* lets browsers put the host on their preload lists.
     - *nosniff* keeps browsers from guessing a response's type. *referrer_policy* limits what other sites see of a page's URL.
     - *coop* is the Cross-Origin-Opener-Policy, which separates a page from windows of other sites.
-    - *corp* is the Cross-Origin-Resource-Policy: the pages that may embed a response, such as an image or a script.
+    - *corp* is the Cross-Origin-Resource-Policy: which pages may embed a response, such as an image or a script.
 
     None leaves a field out. ConfigError is raised for an invalid option, and at the start if an integration that makes sessions is
     listed before this one.
@@ -69,7 +70,7 @@ def headers(
     if nosniff:
         over_http.append((b"x-content-type-options", b"nosniff"))
     if referrer_policy is not None:
-        # A browser takes the last of a list that it knows.
+        # A browser uses the last policy of the list that it knows.
         _check("referrer_policy", referrer_policy, _REFERRER_POLICIES, str(referrer_policy).split(","))
         over_http.append((b"referrer-policy", referrer_policy.encode()))
     if coop is not None:
@@ -83,23 +84,12 @@ def headers(
     takes_nonce = any(policy.takes_nonce for _, policy in policies)
     warns_of_caches = True
 
-    def on_load(app: App) -> None:
-        for outer in app.integrations:
-            if outer.name == "headers":
-                return
-            if outer.make_session is not None:
-                # It would answer 503 without our fields if its store failed.
-                raise ConfigError(
-                    f"headers() comes before {outer.name}(), so that its errors have the fields, too; "
-                    f"write integrations=[headers(...), {outer.name}(...)]"
-                )
-
     def on_request(ctx: Context) -> None:
-        ctx.locals[_KEY] = Nonce()
+        ctx.locals[_NONCE_KEY] = Nonce()
 
     def on_response(ctx: Context, response: Response) -> None:
         fields = over_https if ctx.scheme == "https" else over_http
-        if takes_nonce and isinstance(nonce := ctx.locals.get(_KEY), Nonce):
+        if takes_nonce and isinstance(nonce := ctx.locals.get(_NONCE_KEY), Nonce):
             nonce.is_sent = True
             if text := nonce.text:
                 fields = [*((name, policy.with_nonce(text)) for name, policy in policies), *fields[len(policies) :]]
@@ -128,7 +118,7 @@ def headers(
     return Integration(
         name="headers",
         priority="very-high",
-        on_load=on_load,
+        on_load=lambda app: check_before_session(app, "headers", "its errors have the fields, too"),
         on_request=on_request if takes_nonce else None,
         on_response=on_response,
     )
@@ -142,7 +132,7 @@ def _hsts(seconds: object, subdomains: bool, preload: bool) -> list[tuple[bytes,
         )
     if preload and not (subdomains and seconds is not None and seconds >= _YEAR):
         raise ConfigError(
-            "headers(hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists do"
+            "headers(hsts_preload=True) needs hsts_subdomains=True and hsts=31_536_000 or more, as browsers' lists require"
         )
     if seconds is None:
         return []

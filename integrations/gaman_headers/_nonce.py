@@ -8,7 +8,7 @@ from gaman import GamanError
 
 
 class Nonce:
-    """The nonce of one response, which `str()`, an f-string or a template makes.
+    """The nonce of one response. Its first use by `str()`, an f-string or a template makes it.
 
     A response that doesn't use it has no nonce in its policy. GamanError is raised if the first use comes after the policy is sent.
     """
@@ -17,7 +17,7 @@ class Nonce:
     text = ""
     """The nonce, or "" until it is used."""
     is_sent = False
-    """Whether the response's policy is made: without a nonce, if there is none by then."""
+    """Whether the response's policy is made. It has no nonce if none was used before."""
 
     def __str__(self) -> str:
         if not self.text:

@@ -26,7 +26,7 @@ STRICT: Mapping[str, Sources] = MappingProxyType(
         "frame_ancestors": ("'none'",),
     }
 )
-"""The default policy: everything comes from the page's own origin, inline code has the nonce, and no site frames the page."""
+"""The default policy: everything comes from the page's own origin, inline code needs the nonce, and no site may frame the page."""
 
 _WITH_SOURCES = {
     *("base-uri", "child-src", "connect-src", "default-src", "fenced-frame-src", "font-src", "form-action", "frame-ancestors"),
@@ -45,7 +45,7 @@ _is_word = re.compile(r"[!-+\--:<-~]+").fullmatch
 
 
 class Policy:
-    """The policy that *given*, an option of headers(), stands for. ConfigError names what browsers would ignore in it."""
+    """The policy *given* as an *option* of headers(). ConfigError names what browsers would ignore in it."""
 
     def __init__(self, option: str, given: Mapping[str, Sources] | str) -> None:
         self._text = "; ".join(" ".join([name, *words]) for name, words in _parse(option, given).items())
@@ -87,7 +87,7 @@ def _parse(option: str, given: object) -> dict[str, list[str]]:
 
 
 def _read(where: str, name: str, sources: object) -> list[str]:
-    """Return the words of a directive; ConfigError for what browsers would ignore, or take for something else."""
+    """Return the words of a directive; ConfigError for what browsers would ignore or misread."""
     if name in _FLAGS and (sources is True or not sources):
         return []
     given = cast("Iterable[object]", sources) if isinstance(sources, Iterable) and not isinstance(sources, str) else [sources]

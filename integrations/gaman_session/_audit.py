@@ -31,13 +31,13 @@ Reason: TypeAlias = Literal["logout", "login", "end", "end_all", "end_everyone",
 _MAX_WAITING: Final = 10_000
 """Events that wait for a slow `on_event`; more are dropped."""
 _MAX_UNMERGED: Final = 1_000
-"""Waiting events of one kind in `_MERGED`; more become one event."""
+"""Waiting events of one kind in `_MERGED`; further ones are merged into one event."""
 _MERGED: Final = ("forged", "refused")
-"""A client causes them at will, so they must not displace logins."""
+"""Kinds of events that any client can cause, so they must not displace logins."""
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened to a session. No cookie can be made of it, and no owner be read from it."""
+    """Something that happened to a session. It reveals neither the session's cookie nor its owner."""
 
     kind: Kind
     """`renewed` is a new id, and `forged` an invalid cookie. A cross-site request is `refused`."""
@@ -53,10 +53,11 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
     """What ended the session: a call, the `limit` of sessions per owner, or the memory driver's `eviction`.
 
-    `login` is the login of another owner, or with fresh=True. A call that gives a new id also ends the sessions of further cookies.
+    `login` is the login of another owner, or with fresh=True. A call that gives a new id also ends the sessions of the request's
+    other cookies.
     """
     count: int = 1
-    """How many sessions or requests it happened to. end_all() is one event, and so are many `forged` or `refused` requests."""
+    """How many sessions or requests it stands for. end_all() is one event, and many `forged` or `refused` requests may be one."""
     request_id: str | None = None
     """The request's `ctx.request_id`, of the last request if there were several; None outside of a request."""
 
@@ -81,13 +82,13 @@ class _Delivery:
 class Audit:
     """The events of an application's sessions, in their order.
 
-    A plain function runs in a thread, one event at a time. An error of it is logged, and the next event follows.
+    A plain function runs in a thread, one event at a time. If `on_event` raises an error, it is logged, and the next event follows.
     """
 
     def __init__(self, on_event: OnEvent | None, clock: Callable[[], float]) -> None:
         self._on_event = on_event
         self._clock = clock
-        # Threads may have an event loop each. Reentrant, because the end of a closed loop's deliver() may interrupt any other call.
+        # Each thread may have its own event loop. Reentrant, because Python may end the deliver() of a closed loop within any call.
         self._lock = RLock()
         self._waiting = deque[SessionEvent]()
         self._unmerged = dict.fromkeys(_MERGED, 0)
@@ -120,7 +121,7 @@ class Audit:
     ) -> None:
         """Log an event of the request with this *scope*, and leave it to deliver(); do neither if the audit isn't on.
 
-        The store was already written, so no failure of this may fail the request. It is logged.
+        The store is already written, so an error is logged and doesn't fail the request.
         """
         if not self.is_on:
             return
@@ -197,7 +198,7 @@ class Audit:
 
     def _put(self, event: SessionEvent) -> None:
         kind = event.kind
-        # Visitors begin and end sessions, and evict others, at will, so that the other half is for the events of users.
+        # Any visitor can begin and end sessions, and evict others, so half of the room is reserved for the events of users.
         is_visitors = event.owner is None and (kind == "began" or event.reason in ("logout", "eviction"))
         with self._lock:
             if kind in self._unmerged:
@@ -255,11 +256,13 @@ class Audit:
         with self._lock:
             dropped, self._dropped = self._dropped, 0
         if dropped:
-            logger.error("%d events were dropped, because on_event is slower than they come", dropped)
+            logger.error(
+                "%d events were dropped, because on_event is slower than the events; let it only put them into a queue", dropped
+            )
 
 
 def _is_async(on_event: Any) -> bool:
-    """Return whether *on_event* is called in the event loop; what another callable returns may still be awaitable."""
+    """Return whether *on_event* is async, so that the event loop calls it. Another callable may still return an awaitable."""
     while isinstance(on_event, partial):
         on_event = on_event.func
     return iscoroutinefunction(on_event) or iscoroutinefunction(type(on_event).__call__)

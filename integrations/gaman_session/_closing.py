@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable
 from functools import lru_cache
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from gaman import Headers, HTTPError, log_extra
+from gaman import Context, Headers, HTTPError, log_extra
 from gaman_session._errors import SessionTooLarge, SessionUseError
 from gaman_session._options import Options
 from gaman_session._session import Session
 from gaman_session._sessions import Sessions
 
+if TYPE_CHECKING:
+    from gaman_session._connection import Connection
+
 logger = logging.getLogger("gaman")
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+Exchange: TypeAlias = "Context | Connection"
+"""A request, with what its response will carry: of an App, or of any other framework."""
 
 _CONTENT = frozenset((b"content-length", b"content-type"))
 NO_STORE: Final = (b"cache-control", b"no-store")
 _PRIVATE: Final = (NO_STORE, (b"vary", b"Cookie"))
-
-
-class Exchange(Protocol):
-    """A request and what its response will carry, in any framework."""
-
-    @property
-    def scope(self) -> MutableMapping[str, Any]:
-        """The ASGI scope."""
-        ...
-
-    @property
-    def scheme(self) -> str:
-        """`https` or `http`, between the client and the outermost trusted proxy."""
-        ...
-
-    @property
-    def host(self) -> str:
-        """The host that the request is for, with its port unless that is the scheme's default."""
-        ...
-
-    def send_cookie(self, line: bytes) -> None:
-        """Send *line* as the value of a Set-Cookie field, whatever becomes of the response."""
 
 
 class Closing:

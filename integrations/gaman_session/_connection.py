@@ -52,7 +52,7 @@ class Connection:
         "_dict",
         "_has_begun",
         "_is_answered",
-        "_lender",
+        "_provider",
         "_send",
         "_session",
         "outer",
@@ -65,15 +65,15 @@ class Connection:
         sessions: SessionIntegration,
         scope: Scope,
         send: Send,
-        outer: Connection | Ended | None = None,
-        lender: Outer | None = None,
+        outer: Connection | RequestEnded | None = None,
+        provider: Outer | None = None,
     ) -> None:
         self.scope = scope
         self.sessions = sessions
         self.outer = outer
         """The connection of the next SessionMiddleware around this one."""
-        self._lender = lender
-        """An App or a SessionMiddleware around this application with the same sessions, which then makes and writes the session."""
+        self._provider = provider
+        """An App or a SessionMiddleware around this application, with the same sessions: it makes and writes the session."""
         self._send = send
         self._session: Session | None = None
         self._dict: SessionDict | None = None
@@ -118,8 +118,8 @@ class Connection:
     def session(self) -> Session:
         """The session, which the first use makes."""
         if self._session is None:
-            if self._lender is not None:
-                self._session = self._lender.session
+            if self._provider is not None:
+                self._session = self._provider.session
                 return self._session
             is_socket = self.scope["type"] == "websocket"
             self._session = self.sessions._make(self.scope, self._has_begun and not is_socket)
@@ -130,8 +130,8 @@ class Connection:
 
     async def load_dict(self, scope: Scope, app: Any) -> None:
         """Put the session as a dict into the *scope* of *app*, where Starlette's requests look for it."""
-        if isinstance(self._lender, Connection):
-            await self._lender.load_dict(scope, app)
+        if isinstance(self._provider, Connection):
+            await self._provider.load_dict(scope, app)
             return
         if "session" in scope and not isinstance(scope["session"], SessionDict):
             raise another_session()
@@ -190,13 +190,13 @@ class Connection:
         if is_accepted:
             # No cache keeps the response to a handshake.
             headers = fields
-            if self._lender is None:
+            if self._provider is None:
                 session._end_handshake()
         await self._send({**message, "headers": [*headers, *self._cookies]})
 
     async def _close(self, session: Session, status: int, headers: RawHeaders) -> RawHeaders:
         """Write the session, as far as that is left to do, and return *headers* with those that the response needs for it."""
-        if self._lender is not None:
+        if self._provider is not None:
             return headers
         closing = self.sessions._closing.close(self, session, status, headers)
         return closing if isinstance(closing, list) else await closing
@@ -293,7 +293,7 @@ class Connection:
 
         Nothing writes changes of the dict after the response has begun, and those of a WebSocket without save().
         """
-        if (session := self._session) is None or self._failure is not None or self._lender is not None:
+        if (session := self._session) is None or self._failure is not None or self._provider is not None:
             return
         is_socket, values = self.scope["type"] == "websocket", self._dict
         if is_socket:
@@ -310,7 +310,7 @@ class Connection:
         logger.error("%r lost changes of its session; %s", extra["path"], fix, extra=extra)
 
 
-class Ended:
+class RequestEnded:
     """Takes the place of a connection in the scope of a request that has ended."""
 
     sessions = outer = _dict = None
@@ -326,7 +326,7 @@ class Ended:
         scope[IN_SCOPE] = self
 
 
-ENDED: Final = Ended()
+REQUEST_ENDED: Final = RequestEnded()
 
 
 def _as_http_error(error: Exception) -> HTTPError:

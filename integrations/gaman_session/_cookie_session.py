@@ -298,7 +298,7 @@ class CookieSession(Session):
             sessions.audit.note("ended", self._scope, handle=handle, owner=owner, reason=reason)
 
     def _hash_of(self, login: Login | None) -> str | None:
-        return self._sessions.owners.hash_of(login.owner) if login is not None and login.owner else None
+        return None if login is None else self._sessions.owners.hash_of(login.owner)
 
     def _begun(self) -> Contents:
         """Return the session's id and times. A new session begins now."""

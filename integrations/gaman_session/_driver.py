@@ -147,14 +147,7 @@ class Driver(Protocol):
         """
 
     async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set and delete single fields in one round trip, and leave all others as they are; never create a session.
 

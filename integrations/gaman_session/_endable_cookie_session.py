@@ -364,8 +364,7 @@ class EndableCookieSession(CookieSession):
 
     def _login_in(self, fields: dict[str, bytes]) -> Login | None:
         """Return the login among the values of a session, or None for a visitor."""
-        login = login_in(fields.get(LOGIN), self._sessions.codec)
-        return login if login is not None and login.owner else None
+        return login_in(fields.get(LOGIN), self._sessions.codec)
 
     async def _exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do the *work*. A request has at most one in flight, so that concurrent reads look up its session once."""

@@ -88,7 +88,7 @@ class Flush(Struct, gc=False):
         identity = self.known.identify().identity
         if identity is not None:
             login = login_in(self.pending.changes.get(LOGIN), self.known.sessions.codec)
-            reason: Reason = "logout" if login is None or not login.owner else "login"
+            reason: Reason = "logout" if login is None else "login"
             # Twins first, so that no request in between finds one of them as the browser's session.
             await self._end_all_but(identity, self.known.twins(), reason)
             await self._destroy(identity, reason)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 from gaman import App, ConfigError, Context, Integration, Response, SameSite
 from gaman.errors import checks_arguments
@@ -35,6 +35,7 @@ from gaman_session._sessions import Sessions
 from gaman_session._stored import StoredSession
 
 if TYPE_CHECKING:
+    from gaman_session._connection import Connection, RequestEnded
     from gaman_session._upkeep import Upkeep
 
 logger = logging.getLogger("gaman")
@@ -47,25 +48,8 @@ IN_SCOPE: Final = "gaman.session"
 MOUNTED: Final = "gaman.outer"
 """The key of an ASGI scope under which a mounted application has the Context of the App around it."""
 
-
-class Outer(Protocol):
-    """What has the session of a request for the applications inside: a Context, or the connection of a SessionMiddleware."""
-
-    @property
-    def session(self) -> Session:
-        """The session, which the first use makes."""
-        ...
-
-
-class OuterConnection(Outer, Protocol):
-    """The connection of a SessionMiddleware."""
-
-    @property
-    def sessions(self) -> SessionIntegration | None: ...
-    @property
-    def outer(self) -> OuterConnection | None:
-        """The connection of the next SessionMiddleware around it."""
-        ...
+Outer: TypeAlias = "Context | Connection"
+"""What has the session of a request for the applications inside of an App or a SessionMiddleware."""
 
 
 class _Calls(MakesCalls):
@@ -197,11 +181,11 @@ class SessionIntegration(Integration):
         Two sessions of one request would not see each other's changes, and send two cookies of one name. ConfigError is raised if
         the middleware has other sessions with the same cookie.
         """
-        connection: OuterConnection | None = scope.get(IN_SCOPE)
+        connection: Connection | RequestEnded | None = scope.get(IN_SCOPE)
         while connection is not None:
             other = connection.sessions
             if other is not None and other.counters is self.counters:
-                return connection
+                return cast("Connection", connection)
             if other is not None and other._cookie_name == self._cookie_name:
                 raise ConfigError(
                     f"a SessionMiddleware around this application has another session() with the cookie {self._cookie_name!r}"

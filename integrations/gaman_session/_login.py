@@ -180,7 +180,7 @@ class Logins(SessionBase):
         data = self._peek(LOGIN)
         if data is None:
             return None
-        login = login_in(data, self._sessions.codec)
+        login = _stored_login_in(data, self._sessions.codec)
         if login is None:
             # Written by another version of this package.
             self._reject("unreadable")
@@ -207,9 +207,13 @@ for _name in ("login", "logout", "confirm", "csrf_token", "is_csrf_token", "owne
 
 
 def login_in(data: bytes | None, codec: Codec) -> Login | None:
-    """Return the login that *data* holds, or None if there is none or it is unreadable."""
-    if data is None:
-        return None
+    """Return the login that *data* holds, or None for a visitor, or if there is none or it is unreadable."""
+    login = None if data is None else _stored_login_in(data, codec)
+    return login if login is not None and login.owner else None
+
+
+def _stored_login_in(data: bytes, codec: Codec) -> Login | None:
+    """Return what login() or csrf_token() has stored as *data*, or None if it is unreadable."""
     try:
         return msgspec.convert(codec.decoder.decode(data), Login)
     except (RecursionError, MemoryError):
@@ -222,7 +226,7 @@ def login_in(data: bytes | None, codec: Codec) -> Login | None:
 
 def kind_of_renewal(before: Login | None, after: Login | None) -> tuple[Literal["logged in", "confirmed", "renewed"], int | None]:
     """Return what gave a session its new id, by its login *before* and *after*, and which level was given, if any."""
-    if after is None or not after.owner or before == after:
+    if after is None or before == after:
         return "renewed", None
     kind: Final = "confirmed" if before is not None and before.nonce == after.nonce else "logged in"
     return kind, after.confirmed.count(after.confirmed[0])
@@ -230,7 +234,7 @@ def kind_of_renewal(before: Login | None, after: Login | None) -> tuple[Literal[
 
 def check_change(login: Login | None, owner: str | None) -> None:
     """Raise SessionUseError if set_owner() gives a session with this *login* another *owner*, so that the two would disagree."""
-    if login is not None and login.owner not in ("", owner):
+    if login is not None and login.owner != owner:
         raise SessionUseError(
             f"set_owner({owner!r}): {login.owner!r} is logged in; write `await session.login(...)` for another owner, or "
             "`await session.logout()`"

@@ -125,15 +125,8 @@ def check(
                 "write a smaller idle_timeout, or leave it out"
             )
     check_whole_number(max_size, f"session(max_size={max_size!r}):", "a whole number of bytes above 0")
-    _check_type(
-        "True or False",
-        bool,
-        secure=secure,
-        partitioned=partitioned,
-        encrypt=encrypt,
-        browser_session=browser_session,
-        csrf=csrf,
-    )
+    switches = {"secure": secure, "partitioned": partitioned, "encrypt": encrypt, "browser_session": browser_session, "csrf": csrf}
+    _check_type("True or False", bool, **switches)
     if on_event is not None and not _takes_one(on_event):
         raise ConfigError(f"session(on_event={on_event!r}): it takes a function of one event, plain or async, or None")
     _check_type("text", str, path=path, same_site=same_site)

@@ -1,13 +1,14 @@
 """The contract as code: what each call does to sessions, tombstones and the owners' index, for stores that have locks.
 
-Each rule has the name of its method in the contract. A driver takes the locks that a call needs, and passes its store to the rule.
+Each rule is the method of Store that has the name of its call in the contract. A driver takes the locks that a call needs first.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from math import floor, inf
-from typing import Annotated, Final, Literal, Protocol, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct, structs
 
@@ -43,36 +44,6 @@ MAX_WRITES: Final = 1 << 32
 
 Stored: TypeAlias = Record | Tombstone
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
-
-
-class Store(Protocol):
-    """A driver's store during one call, while the locks are held: those of the ids, and of the owner in a new ownership."""
-
-    @property
-    def name(self) -> str:
-        """The driver's name."""
-        ...
-
-    def get(self, id: str) -> Stored | None:
-        """Return what is stored under *id*, as a copy that the rule may change."""
-        ...
-
-    def put(self, stored: Mapping[str, Stored]) -> None:
-        """Store all of these, or none of them. If the store writes them one by one, it keeps their order."""
-        ...
-
-    def move(self, id: str, before: Ownership | None, after: Ownership | None, *, now: float) -> None:
-        """Move the session in the owners' index. An entry is added before its session is stored, and removed afterwards."""
-        ...
-
-    def revoked(self, owner: str) -> float | None:
-        """Return when the owner's sessions were ended, or None if that isn't stored."""
-        ...
-
-    @property
-    def ending(self) -> Ending:
-        """The last end_everyone(), or NEVER."""
-        ...
 
 
 # Reading
@@ -112,87 +83,161 @@ def owned(stored: Stored | None, owner: str, now: float, ending: Ending = NEVER)
 # Writing
 
 
-def create(store: Store, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-    """Store a new session, or raise SessionStoreError for an id that is taken."""
-    if store.get(id) is not None:
-        raise SessionStoreError(store.name, "create a session under an id that is taken")
-    if began_before(record.created, store.ending) or _is_revoked(store, record.ownership, None, record.created):
-        return Outcome.REVOKED
-    store.put({id: _begin(store, record)})
-    store.move(id, None, record.ownership, now=record.created)
-    return None
+class Store(ABC):
+    """A driver's store during one call, while the locks are held: those of the ids, and of the owner in a new ownership."""
 
+    name: str
+    """The driver's name."""
 
-def apply(
-    store: Store, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
-) -> Outcome:
-    """Set and delete fields of the session."""
-    record = find(store.get(id), now, store.ending)
-    if not isinstance(record, Record):
-        return record
-    fields = _changed(record, sets, deletes)
-    return _write(store, id, record, fields, record.ownership, now=now, deadline=deadline, max_size=max_size)
+    @abstractmethod
+    def get(self, id: str) -> Stored | None:
+        """Return what is stored under *id*, as a copy that the rule may change."""
 
+    @abstractmethod
+    def put(self, stored: Mapping[str, Stored]) -> None:
+        """Store all of these, or none of them. If the store writes them one by one, it keeps their order."""
 
-def swap(
-    store: Store, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
-) -> Outcome:
-    """Set one field of the session if its bytes are *old*."""
-    record = find(store.get(id), now, store.ending)
-    if not isinstance(record, Record):
-        return record
-    if record.fields.get(field) != old:
-        return Outcome.CONFLICT
-    fields = {**record.fields, field: new}
-    return _write(store, id, record, fields, record.ownership, now=now, deadline=deadline, max_size=max_size)
+    @abstractmethod
+    def move(self, id: str, before: Ownership | None, after: Ownership | None, *, now: float) -> None:
+        """Move the session in the owners' index. An entry is added before its session is stored, and removed afterwards."""
 
+    @abstractmethod
+    def revoked(self, owner: str) -> float | None:
+        """Return when the owner's sessions were ended, or None if that isn't stored."""
 
-def set_owner(
-    store: Store,
-    id: str,
-    ownership: Ownership | None,
-    sets: Mapping[str, bytes],
-    deletes: Collection[str],
-    *,
-    now: float,
-    deadline: float | None,
-    max_size: int,
-) -> Outcome:
-    """Set and delete fields of the session, and change its ownership."""
-    record = find(store.get(id), now, store.ending)
-    if not isinstance(record, Record):
-        return record
-    if _is_revoked(store, ownership, record.ownership, now):
-        return Outcome.REVOKED
-    fields = _changed(record, sets, deletes)
-    return _write(store, id, record, fields, ownership, now=now, deadline=deadline, max_size=max_size)
+    @property
+    @abstractmethod
+    def ending(self) -> Ending:
+        """The last end_everyone(), or NEVER."""
 
+    # The rules
 
-def rename(store: Store, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-    """Replace the session by *record* under *new_id*, or raise SessionStoreError if that id is taken."""
-    old = find(store.get(id), now, store.ending)
-    if not isinstance(old, Record):
-        return old
-    if old.version != version:
-        return Outcome.CONFLICT
-    if store.get(new_id) is not None:
-        raise SessionStoreError(store.name, "rename a session to an id that is taken")
-    if _is_revoked(store, record.ownership, old.ownership, now):
-        return Outcome.REVOKED
-    # In this order, the old id is dead when the new one lives.
-    store.put({id: Tombstone(now + TOMBSTONE, new_id), new_id: _begin(store, record)})
-    store.move(id, old.ownership, None, now=now)
-    store.move(new_id, None, record.ownership, now=now)
-    return Outcome.WRITTEN
+    def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
+        """Store a new session, or raise SessionStoreError for an id that is taken."""
+        if self.get(id) is not None:
+            raise SessionStoreError(self.name, "create a session under an id that is taken")
+        if began_before(record.created, self.ending) or self._is_revoked(record.ownership, None, record.created):
+            return Outcome.REVOKED
+        self.put({id: self._begin(record)})
+        self.move(id, None, record.ownership, now=record.created)
+        return None
 
+    def apply(
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        """Set and delete fields of the session."""
+        record = find(self.get(id), now, self.ending)
+        if not isinstance(record, Record):
+            return record
+        fields = _changed(record, sets, deletes)
+        return self._write(id, record, fields, record.ownership, now=now, deadline=deadline, max_size=max_size)
 
-def destroy(store: Store, id: str, *, now: float) -> str | None:
-    """End the session; return the id that it was renamed to, if any. See destroy_all()."""
-    stored = store.get(id)
-    found = find(stored, now, store.ending)
-    if isinstance(found, Record):
-        _end(store, id, found, now)
-    return stored.successor if isinstance(stored, Tombstone) and found is Outcome.ENDED else None
+    def swap(
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
+    ) -> Outcome:
+        """Set one field of the session if its bytes are *old*."""
+        record = find(self.get(id), now, self.ending)
+        if not isinstance(record, Record):
+            return record
+        if record.fields.get(field) != old:
+            return Outcome.CONFLICT
+        fields = {**record.fields, field: new}
+        return self._write(id, record, fields, record.ownership, now=now, deadline=deadline, max_size=max_size)
+
+    def set_owner(
+        self,
+        id: str,
+        ownership: Ownership | None,
+        sets: Mapping[str, bytes],
+        deletes: Collection[str],
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        """Set and delete fields of the session, and change its ownership."""
+        record = find(self.get(id), now, self.ending)
+        if not isinstance(record, Record):
+            return record
+        if self._is_revoked(ownership, record.ownership, now):
+            return Outcome.REVOKED
+        fields = _changed(record, sets, deletes)
+        return self._write(id, record, fields, ownership, now=now, deadline=deadline, max_size=max_size)
+
+    def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
+        """Replace the session by *record* under *new_id*, or raise SessionStoreError if that id is taken."""
+        old = find(self.get(id), now, self.ending)
+        if not isinstance(old, Record):
+            return old
+        if old.version != version:
+            return Outcome.CONFLICT
+        if self.get(new_id) is not None:
+            raise SessionStoreError(self.name, "rename a session to an id that is taken")
+        if self._is_revoked(record.ownership, old.ownership, now):
+            return Outcome.REVOKED
+        # In this order, the old id is dead when the new one lives.
+        self.put({id: Tombstone(now + TOMBSTONE, new_id), new_id: self._begin(record)})
+        self.move(id, old.ownership, None, now=now)
+        self.move(new_id, None, record.ownership, now=now)
+        return Outcome.WRITTEN
+
+    def destroy(self, id: str, *, now: float) -> str | None:
+        """End the session; return the id that it was renamed to, if any. See destroy_all()."""
+        stored = self.get(id)
+        found = find(stored, now, self.ending)
+        if isinstance(found, Record):
+            self._end(id, found, now)
+        return stored.successor if isinstance(stored, Tombstone) and found is Outcome.ENDED else None
+
+    def end_owned(self, id: str, owner: str, *, now: float) -> str | bool:
+        """End the session if it is one of *owner*; return whether it was, or the id that it was renamed to. See end_all_owned()."""
+        stored = self.get(id)
+        record = owned(stored, owner, now, self.ending)
+        if record is not None:
+            self._end(id, record, now)
+        elif isinstance(stored, Tombstone) and stored.successor is not None and not has_expired(stored, now):
+            return stored.successor
+        return record is not None
+
+    def _is_revoked(self, ownership: Ownership | None, before: Ownership | None, now: float) -> bool:
+        if ownership is None or is_carried(ownership, before):
+            return False
+        return is_revoked(ownership, self.revoked(ownership.owner), now) or is_outdated(ownership, self.ending, now)
+
+    def _begin(self, record: Record) -> Record:
+        """Return *record* as a session that begins now is stored."""
+        ending = self.ending
+        return structs.replace(record, version=record.version + ending.min_version) if ending.min_version else record
+
+    def _write(
+        self,
+        id: str,
+        record: Record,
+        fields: dict[str, bytes],
+        ownership: Ownership | None,
+        *,
+        now: float,
+        deadline: float | None,
+        max_size: int,
+    ) -> Outcome:
+        size = size_of(fields)
+        if size > max_size and size > size_of(record.fields):
+            return Outcome.TOO_LARGE
+        if not fields:
+            self._end(id, record, now)
+            return Outcome.EMPTIED
+        before, record.fields, record.ownership = record.ownership, fields, ownership
+        record.version += 1
+        if deadline is not None:
+            record.deadline = min(deadline, record.expires)
+        self.put({id: record})
+        if ownership is not before:
+            self.move(id, before, ownership, now=now)
+        return Outcome.WRITTEN
+
+    def _end(self, id: str, record: Record, now: float) -> None:
+        self.put({id: Tombstone(now + TOMBSTONE, None)})
+        self.move(id, record.ownership, None, now=now)
 
 
 async def destroy_all(id: str, destroy: Callable[[str], Awaitable[str | None]]) -> None:
@@ -203,17 +248,6 @@ async def destroy_all(id: str, destroy: Callable[[str], Awaitable[str | None]]) 
     while successor is not None and successor not in seen:
         seen.add(successor)
         successor = await destroy(successor)
-
-
-def end_owned(store: Store, id: str, owner: str, *, now: float) -> str | bool:
-    """End the session if it is one of *owner*; return whether it was, or the id that it was renamed to. See end_all_owned()."""
-    stored = store.get(id)
-    record = owned(stored, owner, now, store.ending)
-    if record is not None:
-        _end(store, id, record, now)
-    elif isinstance(stored, Tombstone) and stored.successor is not None and not has_expired(stored, now):
-        return stored.successor
-    return record is not None
 
 
 async def end_all_owned(
@@ -271,52 +305,8 @@ def is_carried(ownership: Ownership, before: Ownership | None) -> bool:
     return before is not None and before.since == ownership.since
 
 
-def _is_revoked(store: Store, ownership: Ownership | None, before: Ownership | None, now: float) -> bool:
-    if ownership is None or is_carried(ownership, before):
-        return False
-    return is_revoked(ownership, store.revoked(ownership.owner), now) or is_outdated(ownership, store.ending, now)
-
-
-def _begin(store: Store, record: Record) -> Record:
-    """Return *record* as a session that begins now is stored."""
-    ending = store.ending
-    return structs.replace(record, version=record.version + ending.min_version) if ending.min_version else record
-
-
 def _changed(record: Record, sets: Mapping[str, bytes], deletes: Collection[str]) -> dict[str, bytes]:
     fields = {**record.fields, **sets}
     for field in deletes:
         fields.pop(field, None)
     return fields
-
-
-def _write(
-    store: Store,
-    id: str,
-    record: Record,
-    fields: dict[str, bytes],
-    ownership: Ownership | None,
-    *,
-    now: float,
-    deadline: float | None,
-    max_size: int,
-) -> Outcome:
-    size = size_of(fields)
-    if size > max_size and size > size_of(record.fields):
-        return Outcome.TOO_LARGE
-    if not fields:
-        _end(store, id, record, now)
-        return Outcome.EMPTIED
-    before, record.fields, record.ownership = record.ownership, fields, ownership
-    record.version += 1
-    if deadline is not None:
-        record.deadline = min(deadline, record.expires)
-    store.put({id: record})
-    if ownership is not before:
-        store.move(id, before, ownership, now=now)
-    return Outcome.WRITTEN
-
-
-def _end(store: Store, id: str, record: Record, now: float) -> None:
-    store.put({id: Tombstone(now + TOMBSTONE, None)})
-    store.move(id, record.ownership, None, now=now)

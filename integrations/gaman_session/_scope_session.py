@@ -1,4 +1,4 @@
-"""The session in an ASGI scope: whether the framework tells of its use, and what an application puts in the place of its dict."""
+"""The session in an ASGI scope: whether the framework calls mark_accessed(), and what applications put in the place of its dict."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_MIDDLEWARE: Final = 100
 """How many applications inside each other are looked at."""
 
 
-def tells_of_use(scope: MutableMapping[str, Any]) -> bool:
+def calls_mark_accessed(scope: MutableMapping[str, Any]) -> bool:
     """Return whether the framework calls mark_accessed() when a handler takes its session, as Starlette does."""
     app: Any = scope.get("app")
-    return _tells_of_use(app.__class__)
+    return _calls_mark_accessed(app.__class__)
 
 
 class _Probe:
@@ -30,7 +30,7 @@ class _Probe:
 
 
 @lru_cache(maxsize=64)
-def _tells_of_use(framework: type) -> bool:
+def _calls_mark_accessed(framework: type) -> bool:
     applications, requests = sys.modules.get("starlette.applications"), sys.modules.get("starlette.requests")
     if applications is None or requests is None or not issubclass(framework, applications.Starlette):
         return False

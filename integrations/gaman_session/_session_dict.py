@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gaman_session._errors import SessionError, SessionUseError
 from gaman_session._login import LOGIN
-from gaman_session._scope_session import tells_of_use, values_of
+from gaman_session._scope_session import calls_mark_accessed, values_of
 from gaman_session._session import Session
 
 _IMMUTABLE: Final = frozenset((str, int, float, bool, bytes, type(None)))
@@ -142,10 +142,10 @@ class SessionDict(dict[str, Any]):
         """Make the changes those of the session before the response begins, unless it is an error of the server.
 
         Code in C reads a dict without its methods, so a dict that has values makes the response depend on the session, unless the
-        framework tells of its use.
+        framework calls mark_accessed().
         """
         session = self._session
-        if not session._is_used and not tells_of_use(self._scope) and (self._loaded or super().__len__()):
+        if not session._is_used and not calls_mark_accessed(self._scope) and (self._loaded or super().__len__()):
             session._is_used = True
         if status < 500:
             if self._source is not None or self._scope.get("session") is not self:

@@ -40,7 +40,7 @@ class _InLoop:
         self.delivery: Task[None] | None = None
         """Delivers the events of the audit, unless another event loop does."""
         self.opening: Task[None] | None = None
-        self.keeper: AsyncGenerator[None] | None = None
+        self.closer: AsyncGenerator[None] | None = None
         """Closes the store with the event loop; held here, because the loop holds it weakly."""
 
 
@@ -137,8 +137,8 @@ class Upkeep:
             is_open = here.is_open
         if not is_open:
             await self.open()
-            here.keeper = self._close_with_loop()
-            await anext(here.keeper)
+            here.closer = self._close_with_loop()
+            await anext(here.closer)
 
     async def _close_with_loop(self) -> AsyncGenerator[None]:
         # asyncio.run() and the servers' runners close the asynchronous generators of their loop before they close it.

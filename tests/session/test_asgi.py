@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from gaman import ConfigError
 from gaman.session import SessionClosed
 from gaman.session.asgi import Session, SessionMiddleware, get_session
-from gaman_session._connection import ENDED, Connection
+from gaman_session._connection import REQUEST_ENDED, Connection
 from tests.session.sites import Recording
 from tests.session.visitors import NAME, Visitor, add_inside, answering, sessions_in, starlette
 
@@ -399,7 +399,7 @@ async def test_the_scope_is_as_before_when_the_request_has_ended() -> None:
     await Visitor(app).get("/keep")
     assert "session" not in seen[0]
     # It refers to nothing of the request.
-    assert seen[0]["gaman.session"] is ENDED
+    assert seen[0]["gaman.session"] is REQUEST_ENDED
 
 
 @pytest.mark.parametrize("uses_session", [True, False])

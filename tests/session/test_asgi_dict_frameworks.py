@@ -33,7 +33,7 @@ from starsessions import SessionMiddleware as StarsessionsMiddleware
 
 from gaman.session import SessionIntegration
 from gaman.session.asgi import SessionMiddleware
-from gaman_session._scope_session import _tells_of_use
+from gaman_session._scope_session import _calls_mark_accessed
 from tests.session.visitors import Reply, Visitor, answering, sessions_in, starlette
 
 pytestmark = pytest.mark.anyio
@@ -209,13 +209,13 @@ async def test_the_response_of_an_older_starlette_counts_as_a_use(monkeypatch: p
     # It takes the session from the scope without a call.
     monkeypatch.setattr(Request, "session", property(lambda request: request.scope["session"]))
     monkeypatch.setattr(HTTPConnection, "session", property(lambda request: request.scope["session"]))
-    _tells_of_use.cache_clear()
+    _calls_mark_accessed.cache_clear()
     try:
         visitor = Visitor(_starlette(sessions_in()))
         await _begin(visitor, user=1)
         assert _private(await run(visitor, _dict_of))
     finally:
-        _tells_of_use.cache_clear()
+        _calls_mark_accessed.cache_clear()
 
 
 # --- a dict that is replaced

@@ -7,7 +7,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -59,6 +60,22 @@ def events() -> Events:
 async def site(driver: Driver | None, clock: Clock, events: Events) -> AsyncIterator[Site]:
     async with serving(Site(driver, clock, on_event=events.append)) as opened:
         yield opened
+
+
+@asynccontextmanager
+async def blocked(clock: Clock, events: Events) -> AsyncGenerator[Site]:
+    """Serve a site whose `on_event` takes its first event only at the end; *events* has them all after that."""
+    is_released = asyncio.Event()
+
+    async def on_event(event: SessionEvent) -> None:
+        await is_released.wait()
+        events.append(event)
+
+    async with serving(Site(MemoryDriver(), clock, on_event=on_event)) as site:
+        try:
+            yield site
+        finally:
+            is_released.set()
 
 
 async def told(events: Events, count: int) -> Events:
@@ -249,19 +266,11 @@ async def test_a_slow_function_delays_no_request(clock: Clock) -> None:
     assert [each.kind for each in told] == ["began", *["logged in"] * 20]
 
 
-async def test_a_slow_async_function_delays_no_request(clock: Clock) -> None:
-    release = asyncio.Event()
-    told: Events = []
-
-    async def on_event(event: SessionEvent) -> None:
-        await release.wait()
-        told.append(event)
-
-    async with serving(Site(MemoryDriver(), clock, on_event=on_event)) as site:
+async def test_a_slow_async_function_delays_no_request(clock: Clock, events: Events) -> None:
+    async with blocked(clock, events) as site:
         await _finish(site, site.browser())
-        assert told == []
-        release.set()
-    assert len(told) == 21
+        assert events == []
+    assert len(events) == 21
 
 
 async def test_a_failing_function_is_logged_and_gets_the_next_event(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,23 +303,16 @@ async def test_a_shutdown_does_not_wait_for_ever(
 
 
 async def test_more_events_than_a_slow_function_can_take_are_dropped(
-    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, events: Events, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gaman_session._audit._MAX_WAITING", 3)
-    release = asyncio.Event()
-    told: Events = []
-
-    async def on_event(event: SessionEvent) -> None:
-        await release.wait()
-        told.append(event)
-
-    async with serving(Site(MemoryDriver(), clock, on_event=on_event)) as site:
+    async with blocked(clock, events) as site:
         browser = site.browser()
         for _ in range(9):
             await browser.do(logging_in())
-        release.set()
-    assert len(told) < 10
-    assert f"{10 - len(told)} events were dropped, because on_event is slower than they come" in caplog.messages
+    assert len(events) < 10
+    fix = "let it only put them into a queue"
+    assert f"{10 - len(events)} events were dropped, because on_event is slower than the events; {fix}" in caplog.messages
 
 
 @pytest.mark.parametrize("given", [1, "print", (), str.join, logging.basicConfig])
@@ -433,52 +435,36 @@ async def _forge(site: Site, count: int) -> None:
 
 
 async def test_a_flood_of_forged_cookies_displaces_no_login(
-    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, events: Events, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gaman_session._audit._MAX_WAITING", 10)
     monkeypatch.setattr("gaman_session._audit._MAX_UNMERGED", 3, raising=False)
-    release = asyncio.Event()
-    told: Events = []
-
-    async def on_event(event: SessionEvent) -> None:
-        await release.wait()
-        told.append(event)
-
     caplog.set_level(logging.INFO, "gaman.session.audit")
-    async with serving(Site(MemoryDriver(), clock, on_event=on_event)) as site:
+    async with blocked(clock, events) as site:
         await _forge(site, 1)
         await asyncio.sleep(0.01)
         await _forge(site, 30)
         last = [record.__dict__["request_id"] for record in caplog.records if "session forged" in record.getMessage()][-1]
         await site.browser().do(logging_in())
-        release.set()
-    assert [(each.kind, each.count) for each in told] == [
+    assert [(each.kind, each.count) for each in events] == [
         *[("forged", 1)] * 4,
         ("began", 1),
         ("logged in", 1),
         ("forged", 27),
     ]
-    assert told[-1].request_id == last
+    assert events[-1].request_id == last
     assert not [message for message in caplog.messages if "dropped" in message]
 
 
-async def test_a_flood_of_visitors_displaces_no_login(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_of_visitors_displaces_no_login(clock: Clock, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gaman_session._audit._MAX_WAITING", 10)
-    release = asyncio.Event()
-    told: Events = []
-
-    async def on_event(event: SessionEvent) -> None:
-        await release.wait()
-        told.append(event)
-
-    async with serving(Site(MemoryDriver(), clock, on_event=on_event)) as site:
+    async with blocked(clock, events) as site:
         for _ in range(30):
             visitor = site.browser()
             await visitor.do(setting(x=1))
             await visitor.do(log_out)
         await site.browser().do(logging_in())
-        release.set()
-    assert [each.kind for each in told][-2:] == ["began", "logged in"]
+    assert [each.kind for each in events][-2:] == ["began", "logged in"]
 
 
 # Event loops

@@ -17,7 +17,7 @@ from gaman_session import _rules
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Ownership, Record
 from gaman_session._paths import check_access, make_parent
-from gaman_session._rules import NEVER, Ending, Stored, Tombstone, find, has_expired, next_ending
+from gaman_session._rules import NEVER, Ending, Store, Stored, Tombstone, find, has_expired, next_ending
 from gaman_session.drivers._disk import NOT_A_FILE, make_folder, read_file, remove, sync, temporary, write_file
 from gaman_session.drivers._due import ExpiryMarkers
 from gaman_session.drivers._encoding import decode, decode_ending, encode, encode_ending
@@ -274,10 +274,10 @@ class Folder:
         return descriptor
 
 
-class Transaction:
+class Transaction(Store):
     """The changes of several calls: each call sees those of the calls before it, and each file is written once at the end.
 
-    Stored values are encoded at once, so a call that fails has changed nothing. This is the Store of the rules in _rules.py.
+    Stored values are encoded at once, so a call that fails has changed nothing.
     """
 
     name = "file"

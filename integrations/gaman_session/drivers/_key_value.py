@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from hashlib import blake2b
@@ -15,10 +15,12 @@ from msgspec.msgpack import Decoder, Encoder
 from gaman_session import _rules
 from gaman_session._damage import Damage
 from gaman_session._driver import TOMBSTONE, Outcome, Ownership, Record
-from gaman_session._rules import NEVER, Ending, Stored, next_ending
+from gaman_session._gather import gather
+from gaman_session._rules import NEVER, Ending, Store, Stored, next_ending
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._encoding import decode, decode_ending, encode, encode_ending, protect, verify
-from gaman_session.drivers._reports import Reporter, reports
+from gaman_session.drivers._reports import reports
+from gaman_session.drivers._transactions import TransactionDriver
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ _FOREVER: Final = 1000 * 365 * 86_400
 """Seconds for which the ending is stored, as long as the longest session. A store may not know a time that never comes."""
 
 
-class KeyValueDriver(Reporter, ABC):
+class KeyValueDriver(TransactionDriver):
     """A whole driver for a store that keeps bytes under keys, owners included: derive a class with four methods and a lock.
 
     Set `name`, and `shared`, which says whether several processes that open it see the same sessions. Write get(), put(), delete(),
@@ -65,7 +67,7 @@ class KeyValueDriver(Reporter, ABC):
     session is written as a whole. The store must lose nothing before it expires: if it evicts an owner, end_owned() misses its
     sessions, and if it evicts `ending`, the sessions that end_everyone() ended live again.
 
-    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain` and `_report`.
+    A derived class can use any names of its own, except `_limit`, `_failures`, `_explain`, `_report` and `_transact`.
     """
 
     shared: bool
@@ -128,81 +130,12 @@ class KeyValueDriver(Reporter, ABC):
     @reports("load a session")
     async def load(self, id: str, *, now: float) -> Record | Literal[Outcome.ENDED] | None:
         """Return the session, ENDED, or None."""
-        from asyncio import gather  # noqa: PLC0415 - takes 20 ms to load, which a server has done
-
         stored, ending = await gather(self.__get(id), self.__get_ending())
         return _rules.load(stored, now, ending)
-
-    @reports("create a session")
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session."""
-        return await self.__write(
-            lambda store: _rules.create(store, id, record), id, now=record.created, ownership=record.ownership
-        )
-
-    @reports("change a session")
-    async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Set and delete single fields of the session."""
-        return await self.__write(
-            lambda store: _rules.apply(store, id, sets, deletes, now=now, deadline=deadline, max_size=max_size), id, now=now
-        )
-
-    @reports("change a session")
-    async def swap(
-        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
-    ) -> Outcome:
-        """Set one field if its bytes are *old*."""
-        return await self.__write(
-            lambda store: _rules.swap(store, id, field, old, new, now=now, deadline=deadline, max_size=max_size), id, now=now
-        )
-
-    @reports("rename a session")
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id* if its version is still *version*."""
-        return await self.__write(
-            lambda store: _rules.rename(store, id, new_id, record, version=version, now=now),
-            *(id, new_id),
-            now=now,
-            ownership=record.ownership,
-        )
-
-    @reports("end a session")
-    async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those it was renamed to."""
-        await _rules.destroy_all(id, lambda each: self.__write(lambda store: _rules.destroy(store, each, now=now), each, now=now))
 
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove expired sessions and tombstones."""
         return sum([await self.__purge(key, now) for key in await self.__expired(now, limit)])
-
-    @reports("change a session")
-    async def set_owner(
-        self,
-        id: str,
-        ownership: Ownership | None,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Do what apply() does, and set the session's ownership in the same step."""
-        return await self.__write(
-            lambda store: _rules.set_owner(store, id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size),
-            id,
-            now=now,
-            ownership=ownership,
-        )
 
     @reports("list the sessions of an owner")
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -269,18 +202,18 @@ class KeyValueDriver(Reporter, ABC):
 
     @reports("end the sessions of an owner")
     async def __end_owned(self, id: str, owner: str, now: float) -> str | bool:
-        return await self.__write(lambda store: _rules.end_owned(store, id, owner, now=now), id, now=now)
+        return await self._transact(lambda store: store.end_owned(id, owner, now=now), id, now=now)
 
     # Reading and writing
 
-    async def __write(self, rule: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
-        """Return the result of *rule*, which changes the sessions *ids*, after its changes are stored."""
+    async def _transact(self, change: Callable[[_Store], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+        """Return the result of *change*, which changes the sessions *ids*, after its changes are stored."""
         async with self.lock(sorted({*ids} if ownership is None else {*ids, _key(ownership.owner)})):
             owner = _Owner() if ownership is None else await self.__get_owner(ownership.owner)
             stored = {id: await self.__get(id) for id in ids}
             # After the sessions: if one of them began after an end_everyone(), that one is known.
             store = _Store(self.name, stored, owner, await self.__get_ending())
-            result = rule(store)
+            result = change(store)
             if store.added and ownership is not None:
                 await self.__put_owner(ownership.owner, owner, now)
             for id, changed in store.changed.items():
@@ -363,12 +296,12 @@ _encoder = Encoder()
 _decoder = Decoder(_Owner)
 
 
-class _Store:
-    """The Store of the rules in _rules.py: what was read for one call, and what is to be written."""
+class _Store(Store):
+    """What was read for one call, and what is to be written."""
 
     def __init__(self, name: str, stored: dict[str, Stored | None], owner: _Owner, ending: Ending) -> None:
         self.name = name
-        self.ending = ending
+        self._ending = ending
         self._stored = stored
         self._owner = owner
         self.changed: dict[str, Stored] = {}
@@ -393,6 +326,10 @@ class _Store:
 
     def revoked(self, owner: str) -> float | None:
         return self._owner.revoked
+
+    @property
+    def ending(self) -> Ending:
+        return self._ending
 
 
 def _key(owner: str) -> str:

@@ -99,19 +99,14 @@ def _fault_of_path(scheme: str, kind: str, path: str) -> str | None:
     return None if is_number else "a database follows the host, as a number: redis://host:6379/0"
 
 
-def _is_seconds(value: str) -> bool:
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) is not None and float(value) > 0
-
-
-def _is_size(value: str) -> bool:
-    return value.isdecimal() and int(value) > 0
-
-
 # The values that an option takes, in words and as a check.
 _Values = tuple[str, Callable[[str], object]]
 _TEXT: Final[_Values] = "some text", bool
-_SECONDS: Final[_Values] = "a number of seconds above 0", _is_seconds
-_SIZE: Final[_Values] = "a whole number above 0", _is_size
+_SECONDS: Final[_Values] = (
+    "a number of seconds above 0",
+    lambda value: re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) is not None and float(value) > 0,
+)
+_SIZE: Final[_Values] = "a whole number above 0", lambda value: value.isdecimal() and int(value) > 0
 _FLAGS: Final[_Values] = (
     "names of ssl.VerifyFlags",
     lambda value: {*value.strip("[]").replace(" ", "").split(",")} <= {*VerifyFlags.__members__},

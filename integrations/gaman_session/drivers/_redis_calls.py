@@ -28,6 +28,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from gaman.errors import causes_of
 from gaman_session.drivers._redis_address import Address
 from gaman_session.drivers._redis_cluster import Cluster
 from gaman_session.drivers._redis_failures import (
@@ -196,9 +197,7 @@ class Calls:
 
     def explain(self, error: Exception) -> tuple[str, str, Exception]:
         """Return for a CallError, or the TimeoutError of the limit: the server, the reason for logs, and the failure itself."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CallError):
-            cause = cause.__cause__
+        cause = next((each for each in causes_of(error) if isinstance(each, CallError)), None)
         server, failure = (self.server(), None) if cause is None else (cause.server, cause.failure)
         if failure is None:
             return server, no_answer(server, self._timeout), error

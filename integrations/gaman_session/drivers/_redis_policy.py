@@ -32,17 +32,9 @@ class EvictionPolicy:
                 extra={"driver": "redis"},
             )
 
-    def doubt(self) -> str:
-        """Return why an owner's set may lack sessions, or an empty text."""
-        if not _evicts_indexes(self._name):
-            return ""
-        return f"maxmemory-policy {self._name} may have evicted the owner's index; set maxmemory-policy noeviction"
-
-    def doubt_of_ending(self) -> str:
-        """Return why the time of an end_everyone() may be lost, or an empty text."""
-        if not _evicts_indexes(self._name):
-            return ""
-        return f"maxmemory-policy {self._name} may evict the key that says so; set maxmemory-policy noeviction"
+    def doubt(self, loss: str = "may have evicted the owner's index") -> str:
+        """Return the *loss* of a key without a TTL, if the policy allows it, and the fix; otherwise an empty text."""
+        return f"maxmemory-policy {self._name} {loss}; set maxmemory-policy noeviction" if _evicts_indexes(self._name) else ""
 
 
 def _evicts_indexes(policy: str) -> bool:

@@ -137,7 +137,7 @@ class SessionTables(Database):
         return None
 
     def apply(
-        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], now: float, deadline: float | None, max_size: int
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         if deletes:
             deletes = {*deletes}
@@ -154,7 +154,7 @@ class SessionTables(Database):
         return Outcome.WRITTEN
 
     def swap(
-        self, id: str, field: str, old: bytes | None, new: bytes, now: float, deadline: float | None, max_size: int
+        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         row = self.execute("SELECT value FROM session_values WHERE session_id = ? AND key = ?", (id, field)).fetchone()
         # A damaged value is missing here too, as in load().
@@ -162,9 +162,9 @@ class SessionTables(Database):
         if stored != old:
             head = self._find(id, now)
             return Outcome.CONFLICT if isinstance(head, _Head) else head
-        return self.apply(id, {field: new}, (), now, deadline, max_size)
+        return self.apply(id, {field: new}, (), now=now, deadline=deadline, max_size=max_size)
 
-    def rename(self, id: str, new_id: str, record: Record, version: int, now: float) -> Outcome:
+    def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
         head = self._find(id, now)
         if not isinstance(head, _Head):
             return head
@@ -176,7 +176,7 @@ class SessionTables(Database):
         self._insert(new_id, record)
         return Outcome.WRITTEN
 
-    def destroy(self, id: str, now: float) -> None:
+    def destroy(self, id: str, *, now: float) -> None:
         for (living,) in self.execute(_LIVING, (id, now)).fetchall():
             self._end(living.decode(errors="replace"), now, None)
 
@@ -190,6 +190,7 @@ class SessionTables(Database):
         ownership: Ownership | None,
         sets: Mapping[str, bytes],
         deletes: Collection[str],
+        *,
         now: float,
         deadline: float | None,
         max_size: int,
@@ -197,7 +198,7 @@ class SessionTables(Database):
         head = self._find(id, now)
         if isinstance(head, _Head) and ownership is not None and self._is_new(id, ownership) and self._is_revoked(ownership, now):
             return Outcome.REVOKED
-        outcome = self.apply(id, sets, deletes, now, deadline, max_size)
+        outcome = self.apply(id, sets, deletes, now=now, deadline=deadline, max_size=max_size)
         if outcome is Outcome.WRITTEN:
             self.execute(_SET_OWNER, (*_columns(ownership), id))
         return outcome

@@ -22,9 +22,10 @@ from gaman_session.drivers._batches import Batches
 from gaman_session.drivers._checks import check_timeout
 from gaman_session.drivers._disk import FileTooLarge
 from gaman_session.drivers._folder import Call, Folder, Transaction
-from gaman_session.drivers._reports import Reporter, reports
+from gaman_session.drivers._reports import reports
 from gaman_session.drivers._threads import Threads
 from gaman_session.drivers._time_limit import TimeLimit
+from gaman_session.drivers._transactions import TransactionDriver
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ _MAX_PAUSE: Final = 0.05
 """Seconds between two attempts to get a lock."""
 
 
-class FileDriver(Reporter):
+class FileDriver(TransactionDriver):
     """Keeps each session in a file in the folder *dir* that only this user can read; each call takes at most *timeout* seconds."""
 
     name = "file"
@@ -105,51 +106,6 @@ class FileDriver(Reporter):
             stored, ending = await self._large_loads.call(id)
         return _rules.load(stored, now, ending)
 
-    @reports("create a session")
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session."""
-        return await self._write(lambda store: _rules.create(store, id, record), id, ownership=record.ownership)
-
-    @reports("change a session")
-    async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Set and delete single fields of the session."""
-        return await self._write(
-            lambda store: _rules.apply(store, id, sets, deletes, now=now, deadline=deadline, max_size=max_size), id
-        )
-
-    @reports("change a session")
-    async def swap(
-        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
-    ) -> Outcome:
-        """Set one field if its bytes are *old*."""
-        return await self._write(
-            lambda store: _rules.swap(store, id, field, old, new, now=now, deadline=deadline, max_size=max_size), id
-        )
-
-    @reports("rename a session")
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id* if its version is still *version*."""
-        return await self._write(
-            lambda store: _rules.rename(store, id, new_id, record, version=version, now=now),
-            id,
-            new_id,
-            ownership=record.ownership,
-        )
-
-    @reports("end a session")
-    async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those it was renamed to."""
-        await _rules.destroy_all(id, lambda each: self._write(lambda store: _rules.destroy(store, each, now=now), each))
-
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove expired sessions and tombstones. The next purge removes those whose folder is locked now."""
         removed, handled = 0, 1
@@ -161,25 +117,6 @@ class FileDriver(Reporter):
     @reports("remove expired sessions")
     async def _purge_some(self, now: float, limit: int) -> tuple[int, int]:
         return await self._threads.call(self._folder.purge, now, limit)
-
-    @reports("change a session")
-    async def set_owner(
-        self,
-        id: str,
-        ownership: Ownership | None,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Do what apply() does, and set the session's ownership in the same step."""
-        return await self._write(
-            lambda store: _rules.set_owner(store, id, ownership, sets, deletes, now=now, deadline=deadline, max_size=max_size),
-            id,
-            ownership=ownership,
-        )
 
     @reports("list the sessions of an owner")
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -202,7 +139,7 @@ class FileDriver(Reporter):
 
     @reports("end the sessions of an owner")
     async def _end_in_folder(self, owner: str, ids: list[str], now: float) -> list[str | bool]:
-        return await self._write(lambda store: [_rules.end_owned(store, id, owner, now=now) for id in ids], ids[0])
+        return await self._transact(lambda store: [store.end_owned(id, owner, now=now) for id in ids], ids[0], now=now)
 
     @reports("end all sessions")
     async def end_everyone(self, *, now: float) -> None:
@@ -217,7 +154,7 @@ class FileDriver(Reporter):
         """
         return await self._threads.call(self._folder.count, now)
 
-    async def _write(self, change: Callable[[Transaction], T], *ids: str, ownership: Ownership | None = None) -> T:
+    async def _transact(self, change: Callable[[Transaction], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
         """Return the result of *change* when its transaction is on the disk."""
         folders = [self._folder.folder_of(id) for id in ids]
         if ownership is not None:

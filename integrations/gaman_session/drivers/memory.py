@@ -114,14 +114,7 @@ class MemoryDriver:
         return None
 
     async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set and delete single fields of the session."""
         record = self._find(id, now)

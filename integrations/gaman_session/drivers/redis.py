@@ -154,14 +154,7 @@ class RedisDriver(Reporter):
 
     @reports("change a session")
     async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
+        self, id: str, sets: Mapping[str, bytes], deletes: Collection[str], *, now: float, deadline: float | None, max_size: int
     ) -> Outcome:
         """Set and delete single fields of the session."""
         arguments = (now, deadline_argument(deadline), max_size, field_names(sets), field_names(deletes))
@@ -348,7 +341,7 @@ class RedisDriver(Reporter):
             # A rename may have left a slot before its turn, and come to another one after its turn. By this second instant, at
             # least a millisecond later than its `created`, it is ended or REVOKED there.
             await self._calls.gather(*self._keyspace.ends(now=now + monotonic() - began + 0.001))
-        if doubt := self._policy.doubt_of_ending():
+        if doubt := self._policy.doubt("may evict the key that says so"):
             raise SessionStoreError(self.name, "end all sessions for certain", doubt, is_partial=True)
 
     @reports("count its sessions")

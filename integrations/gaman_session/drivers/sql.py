@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from gaman.errors import ConfigError, GamanError
 from gaman_session._damage import Damage
@@ -29,16 +29,19 @@ from gaman_session._driver import LARGE, Outcome, Ownership, Record
 from gaman_session._errors import SessionStoreError
 from gaman_session._paths import expand
 from gaman_session.drivers._checks import check_timeout
-from gaman_session.drivers._reports import Reporter, reports
+from gaman_session.drivers._reports import reports
 from gaman_session.drivers._sqlite import COLUMNS, Connection, create_file
 from gaman_session.drivers._sqlite_sessions import IsLarge, SessionTables
+from gaman_session.drivers._transactions import TransactionDriver
+
+T = TypeVar("T")
 
 _MAX_PURGED: Final = 50
 """Sessions that one purge removes. Other writes wait for it, and fifty take two milliseconds."""
 _DAY: Final = 86_400
 
 
-class SQLDriver(Reporter):
+class SQLDriver(TransactionDriver):
     """Keeps sessions in *file*. A missing file and its missing folder are created with access for this user only.
 
     A call waits at most *timeout* seconds for a lock that another process holds, and as long again for the calls before it. Reads
@@ -100,62 +103,11 @@ class SQLDriver(Reporter):
         except IsLarge:
             return await self._large_reader.call(lambda sessions: [sessions.load(id, now, math.inf) for id in ids])
 
-    @reports("create a session")
-    async def create(self, id: str, record: Record) -> Literal[Outcome.REVOKED] | None:
-        """Store a new session."""
-        return await self._writer.call(lambda sessions: sessions.create(id, record))
-
-    @reports("change a session")
-    async def apply(
-        self,
-        id: str,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Set and delete single fields of the session."""
-        return await self._writer.call(lambda sessions: sessions.apply(id, sets, deletes, now, deadline, max_size))
-
-    @reports("change a session")
-    async def swap(
-        self, id: str, field: str, old: bytes | None, new: bytes, *, now: float, deadline: float | None, max_size: int
-    ) -> Outcome:
-        """Set one field if its bytes are *old*."""
-        return await self._writer.call(lambda sessions: sessions.swap(id, field, old, new, now, deadline, max_size))
-
-    @reports("rename a session")
-    async def rename(self, id: str, new_id: str, record: Record, *, version: int, now: float) -> Outcome:
-        """Replace the session by *record* under *new_id* if its version is still *version*."""
-        return await self._writer.call(lambda sessions: sessions.rename(id, new_id, record, version, now))
-
-    @reports("end a session")
-    async def destroy(self, id: str, *, now: float) -> None:
-        """End the session, and those it was renamed to."""
-        await self._writer.call(lambda sessions: sessions.destroy(id, now))
-
     @reports("remove expired sessions")
     async def purge(self, *, now: float, limit: int) -> int:
         """Remove a few expired sessions and tombstones."""
         count = min(limit, _MAX_PURGED)
         return await self._writer.call(lambda sessions: sessions.purge(now, count))
-
-    @reports("change a session")
-    async def set_owner(
-        self,
-        id: str,
-        ownership: Ownership | None,
-        sets: Mapping[str, bytes],
-        deletes: Collection[str],
-        *,
-        now: float,
-        deadline: float | None,
-        max_size: int,
-    ) -> Outcome:
-        """Do what apply() does, and set the session's ownership in the same step."""
-        return await self._writer.call(lambda sessions: sessions.set_owner(id, ownership, sets, deletes, now, deadline, max_size))
 
     @reports("list the sessions of an owner")
     async def owned(self, owner: str, *, now: float) -> Mapping[str, Record]:
@@ -176,6 +128,9 @@ class SQLDriver(Reporter):
     async def count(self, *, now: float) -> int:
         """Return how many sessions there are, by counting an index, or after end_everyone() all rows until they are purged."""
         return await self._reader.call(lambda sessions: sessions.count(now))
+
+    async def _transact(self, change: Callable[[SessionTables], T], *ids: str, now: float, ownership: Ownership | None = None) -> T:
+        return await self._writer.call(change)
 
     async def _open(self) -> None:
         setting = f"the sql driver has file={str(self._file)!r}"
