@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from inspect import getsourcelines, isfunction, unwrap
 from textwrap import dedent
+from tokenize import TokenError
 from typing import Any
 
 from gaman.errors import HTTPError
@@ -21,7 +22,7 @@ def find_unraised(function: Any) -> str | None:
         lines, first_line = getsourcelines(function)
         # A part of a line, such as a lambda in a table, is no statement.
         tree = ast.parse(dedent("".join(lines)))
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, TokenError):
         return None
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):

@@ -336,7 +336,7 @@ def test_a_driver_imports_only_its_contract_and_what_drivers_share(module: Modul
     allowed = {
         "gaman",
         "gaman.errors",
-        *(f"{package}.{room}" for room in ("_driver", "_errors", "_paths", "_damage", "_rules")),
+        *(f"{package}.{room}" for room in ("_driver", "_errors", "_gather", "_paths", "_damage", "_rules")),
         *(
             f"{package}.drivers.{room}"
             for room in ("_batches", "_checks", "_encoding", "_reports", "_transactions", "_threads", "_time_limit")
