@@ -82,6 +82,7 @@ ORDER = [
     ["gaman_session._stored"],
     ["gaman_session._flush"],
     ["gaman_session._known", "gaman_session._endable_cookie_session"],
+    ["gaman_session._checked_cookie_session"],
     ["gaman_session._cookie_session"],
     ["gaman_session._session", "gaman_session._check_csrf", "gaman_session._require_fresh", "gaman_session._require_same_origin"],
     ["gaman_session._login"],

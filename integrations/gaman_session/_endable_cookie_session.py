@@ -8,62 +8,43 @@ write its end continues, and the others lose the session.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
-from gaman import log_extra
 from gaman_session import _sealing
 from gaman_session._audit import Reason
-from gaman_session._cookie_session import Contents, CookieSession, decode_contents
-from gaman_session._driver import MAX_SKEW, TOMBSTONE
-from gaman_session._ended import EndedSessions, Ending, Found
-from gaman_session._errors import SessionStoreError, SessionUnsupported
+from gaman_session._checked_cookie_session import CheckedCookieSession
+from gaman_session._cookie_session import Contents
+from gaman_session._driver import MAX_SKEW
+from gaman_session._ended import Ending, Found
+from gaman_session._errors import SessionStoreError, SessionTooLarge, SessionUnsupported
 from gaman_session._gather import gather
-from gaman_session._login import LOGIN, Login, login_in
-from gaman_session._login_list import MAX_COOKIE_AGE, Listed
+from gaman_session._login import Login
+from gaman_session._login_list import MAX_NOTE, login_of
 from gaman_session._session_base import CookieValue
 from gaman_session._sessions import Sessions
 from gaman_session._uncancelled import uncancelled
 
-if TYPE_CHECKING:
-    from asyncio import Lock
-
 T = TypeVar("T")
 
-_LIVE: Final = Found(None, 0)
 
-
-class EndableCookieSession(CookieSession):
+class EndableCookieSession(CheckedCookieSession):
     """A session in a cookie, with a store of ended sessions."""
 
-    __slots__ = ("_base", "_begins", "_ended", "_is_checked", "_is_cookie_due", "_is_end", "_is_lost", "_lock", "_note", "_saved")
+    __slots__ = ("_note", "_saved")
 
-    _base: Contents | None
-    """The session that this request goes on with: that of its cookie or, after save(), the one that was saved."""
-    _is_checked: bool
-    """Whether the store was asked if that session has ended. Nothing of it is read before."""
-    _is_lost: bool
-    """Whether it was ended a short time ago or during this request, whose changes are then dropped."""
-    _is_end: bool
-    """Whether clear() was called, and isn't written."""
-    _begins: bool | None
-    """As in Renewal, if a new id was asked for; otherwise None."""
-    _is_cookie_due: bool
-    """Whether the store has what the cookie says."""
     _note: bytes
     """The note of a login, as sessions.list() gets it; empty for none."""
+    _saved: dict[str, bytes] | None
+    """The values that save() was called with, if it has noted an end; the browser has to get them."""
 
     def __init__(self, sessions: Sessions, scope: MutableMapping[str, Any], is_closed: bool = False) -> None:
         super().__init__(sessions, scope, is_closed)
-        self._ended = cast("EndedSessions", sessions.owners)
-        self._lock: Lock | None = None
-        self._is_checked = False
         self._note = b""
-        self._saved: dict[str, bytes] | None = None
-        """The values that save() was called with, if it has noted an end; the browser has to get them."""
+        self._saved = None
 
     @property
     def id(self) -> str | None:
@@ -71,75 +52,6 @@ class EndableCookieSession(CookieSession):
         self._is_ready()
         base = self._base
         return _sealing.id_of(base.raw_id) if base is not None and self._is_renewing() else super().id
-
-    # Reading
-
-    def _is_ready(self) -> bool:
-        if not self._is_loaded:
-            super()._is_ready()
-            self._base = self._received
-            self._is_checked = self._base is None
-            self._is_end = self._is_lost = self._is_cookie_due = False
-            self._begins = None
-        return self._is_checked
-
-    async def _read(self, read: Callable[..., T], key: str | None, default: Any = None, type: Any = None) -> T:
-        await self._find()
-        return read(self, key, default, type)
-
-    async def _update(self, key: str, fn: Callable[[Any], T], default: Any) -> T:
-        self._open_for_change()
-        await self._find()
-        return await super()._update(key, fn, default)
-
-    async def _find(self) -> None:
-        if not self._is_ready():
-            await self._exclusively(self._check)
-
-    def _peek(self, key: str) -> bytes | None:
-        return super()._peek(key) if self._is_checked else None
-
-    def _times(self) -> tuple[float, float] | None:
-        return super()._times() if self._is_checked else None
-
-    async def _check(self) -> None:
-        """Find the first cookie whose session has not ended."""
-        while not self._is_checked:
-            base = cast("Contents", self._base)
-            found = await self._look_up(base)
-            if found.ended_at is None:
-                self._is_checked = True
-                return
-            twins = self._opened()
-            raw_ids = [twin.raw_id for twin in twins]
-            following = twins[raw_ids.index(base.raw_id) + 1 :] if base.raw_id in raw_ids else []
-            if self._is_changed or not following:
-                self._lose(base, found.ended_at)
-            else:
-                self._reject("expired")
-                self._received = self._contents = self._base = following[0]
-                self._fields = following[0].fields
-
-    async def _look_up(self, contents: Contents | None) -> Found:
-        """Return what the store knows of a session; a new one, None, is live."""
-        if contents is None:
-            return _LIVE
-        if (oldest := self._sessions.clock() - MAX_COOKIE_AGE) >= contents.created:
-            return Found(oldest, 0)
-        login = self._login_in(contents.fields)
-        owner, since = (None, contents.created) if login is None else (login.owner, login.since)
-        return await self._ended.find(_sealing.id_of(contents.raw_id), owner, since)
-
-    def _lose(self, base: Contents, ended_at: float) -> None:
-        """Go on without the session, which was ended, and keep only what this request has set."""
-        self._reject("expired")
-        self._is_lost = self._is_lost or self._is_checked or self._sessions.clock() - ended_at < TOMBSTONE
-        self._is_checked = self._is_new = True
-        self._received = self._base = None
-        self._fields = {key: data for key, data in self._fields.items() if base.fields.get(key) is not data}
-        self._max_size = 0
-        if self._begins is None:
-            self._contents = None
 
     # Changing
 
@@ -164,6 +76,13 @@ class EndableCookieSession(CookieSession):
 
     def _tie(self, owner: str, note: Any) -> None:
         self._note = b"" if note is None else self._encode("note", note)
+        if len(self._note) > MAX_NOTE:
+            message = f"the note of a login has {len(self._note)} bytes, and in a list of sessions in cookies at most {MAX_NOTE}"
+            raise SessionTooLarge(message, len(self._note), MAX_NOTE)
+
+    def _since(self) -> float:
+        login = None if self._base is None else self._login_in(self._base.fields)
+        return 0 if login is None else login.since
 
     def _outlive_end(self) -> None:
         if (login := self._new_login()) is not None:
@@ -181,11 +100,14 @@ class EndableCookieSession(CookieSession):
     async def _save(self) -> None:
         self._open_for_change()
         if self._is_loaded and (self._is_end or self._begins is not None):
-            await self._flush()
-            self._saved = self._fields = {**self._fields}
-            # Values that are set later belong to a copy.
-            self._max_size = 0
-            self._base = msgspec.structs.replace(self._begun(), fields=self._saved) if self._saved else None
+            await self._undisturbed(self._write_and_go_on)
+
+    async def _write_and_go_on(self) -> None:
+        await self._write()
+        self._saved = self._fields = {**self._fields}
+        # Values that are set later belong to a copy.
+        self._max_size = 0
+        self._base = msgspec.structs.replace(self._begun(), fields=self._saved) if self._saved else None
 
     def _needs_store(self) -> bool:
         return self._is_loaded and (self._is_changed or self._is_touch_due())
@@ -194,24 +116,44 @@ class EndableCookieSession(CookieSession):
         base, sessions = self._base, self._sessions
         return self._is_checked and base is not None and sessions.is_touch_due(base.deadline, base.expires, sessions.clock())
 
-    async def _flush(self) -> None:
-        work = self._exclusively(self._write)
+    def _flush(self) -> Coroutine[Any, Any, None]:
+        return self._undisturbed(self._write)
+
+    async def _undisturbed(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Have *write* write the changes. A cancellation doesn't interrupt a login or a logout."""
+        work = self._exclusively(write)
         try:
             if self._is_end or self._begins is not None or not self._fields:
-                # A cancellation doesn't interrupt a login or a logout.
                 await uncancelled(work, self._report_unwritten)
             else:
                 await work
         except BaseException:
-            if self._saved is not None:
+            if self._saved is not None and not self._is_cookie_due:
                 self._discard()
+                self._is_cookie_due = True
             raise
 
     async def _write(self) -> None:
         """Note that the session ends or gets a new id, before the browser gets the cookie."""
         if self._fields is self._saved and not self._is_end and self._begins is None:
             return
-        base, login = None if self._is_end else self._base, self._new_login()
+        self._is_cookie_due = False
+        login, is_new = self._login_in(self._fields), self._new_login() is not None
+        is_listed = login is not None and (is_new or self._is_renewing())
+        try:
+            await self._write_session(login if is_new else None)
+        finally:
+            if is_listed and login is not None:
+                handle, now_in = _sealing.id_of(self._begun().raw_id), self._login_in(self._fields)
+                if not self._is_cookie_due or now_in is None or now_in.nonce != login.nonce:
+                    # It was listed before it was written.
+                    await self._remove_from_list(login, {handle}, with_note=is_new)
+        if is_new and login is not None and self._fields:
+            await self._ended.end_oldest(login.owner, _sealing.id_of(self._begun().raw_id))
+
+    async def _write_session(self, login: Login | None) -> None:
+        """Do what _write() says, after a new *login*, if there is one."""
+        base = None if self._is_end else self._base
         found = await (self._look_up_and_list(base) if login is None else self._look_up_login(base, login))
         if self._is_end:
             await self._end()
@@ -223,8 +165,6 @@ class EndableCookieSession(CookieSession):
                 self._received = None
         self._is_end, self._begins = False, None
         self._is_checked = self._is_cookie_due = True
-        if login is not None and self._fields:
-            await self._ended.end_oldest(login.owner, _sealing.id_of(self._begun().raw_id))
 
     async def _end(self) -> None:
         """End every session that a cookie of this request holds."""
@@ -237,22 +177,18 @@ class EndableCookieSession(CookieSession):
 
     async def _end_and_note(self, end: Callable[[Ending], Awaitable[str | None]], session: Contents, reason: Reason) -> None:
         """Have *end* end a session, and note that if it was live."""
+        handle = own = _sealing.id_of(session.raw_id)
         try:
-            handle = await end(_ending(session))
+            ended = await end(_ending(session))
         except SessionStoreError as error:
             # The next attempt may find that it has ended.
             if error.is_unconfirmed:
-                self._note_end(session, _sealing.id_of(session.raw_id), reason)
+                self._note_end(session, handle, reason)
             raise
-        if handle is None:
-            return
-        self._note_end(session, handle, reason)
-        login = self._login_in(session.fields)
-        if login is not None:
-            # The list leaves out a session that has ended.
-            with suppress(SessionStoreError):
-                handles = {handle, _sealing.id_of(session.raw_id)}
-                await self._ended.logins.remove_login(login.owner, login.nonce, handles, self._sessions.clock())
+        if ended is not None:
+            self._note_end(session, ended, reason)
+            if (login := self._login_in(session.fields)) is not None:
+                await self._remove_from_list(login, {own, ended}, with_note=True)
 
     def _note_removal(self, received: Contents, reason: Reason) -> None:
         """Do nothing: the end was noted when the store had it."""
@@ -264,13 +200,12 @@ class EndableCookieSession(CookieSession):
             return
         if self._fields and self._begins is None:
             return
-        successor = None
-        if self._fields:
-            successor = _ending(self._begun())
-            login = self._login_in(self._fields)
-            if login is not None and login.since <= found.kept_at:
-                # end_all() has kept the session, under its old id only.
-                self._date_login(login, found.kept_at)
+        login = self._login_in(self._fields)
+        is_dated = login is not None and login.since <= found.kept_at
+        if login is not None and is_dated:
+            # end_all() has kept the session, under its old id only.
+            login = self._date_login(login, found.kept_at)
+        successor = _ending(self._begun()) if self._fields else None
         try:
             was_live = await self._ended.end_once(_ending(base), successor) is not None
         except SessionStoreError as error:
@@ -282,9 +217,9 @@ class EndableCookieSession(CookieSession):
         known = {base.raw_id, *(() if self._received is None else (self._received.raw_id,))}
         twins = [each for each in self._opened() if each.raw_id not in known]
         work = [self._end_and_note(self._ended.end_once, each, "login") for each in twins]
-        login = self._login_in(self._fields)
-        if self._is_cookie_due and login is not None and self._new_login() is None:
-            work.append(self._list(login, former=_sealing.id_of(base.raw_id)))
+        before = self._login_in(base.fields)
+        if self._is_cookie_due and before is not None:
+            work.append(self._leave_old_id(base, before, login, is_dated=is_dated))
         await gather(*work)
         if not was_live:
             self._lose(base, self._sessions.clock())
@@ -292,21 +227,17 @@ class EndableCookieSession(CookieSession):
             self._note_end(base, _sealing.id_of(base.raw_id), "logout")
             self._base = None
 
-    def _new_login(self) -> Login | None:
-        """Return the login that this request has made, if any."""
-        login = self._login_in(self._fields)
-        before = None if self._base is None else self._login_in(self._base.fields)
-        return None if login is None or (before is not None and before.since == login.since) else login
+    # The list of logins
 
     async def _look_up_and_list(self, base: Contents | None) -> Found:
-        """Return what the store knows of *base*, and have the list of logins know that it was used, if that is due."""
+        """Return what the store knows of *base*, and have the list know its new id, or that it was used, if that is due."""
         sessions, reading = self._sessions, self._look_up(base)
-        if base is not None and self._begins is None:
+        login = None if base is None else self._login_in(self._fields)
+        if base is not None and login is not None:
             deadline = sessions.deadline(sessions.clock(), base.expires)
-            login = self._login_in(self._fields) if self._ended.is_listing_due(base.deadline, deadline) else None
-            if login is not None:
-                found, _ = await gather(reading, self._list(login))
-                return found
+            if self._begins is not None or self._ended.is_listing_due(base.deadline, deadline):
+                [found, _] = await _settle(reading, self._list(login))
+                return cast("Found", found)
         return await reading
 
     async def _look_up_login(self, base: Contents | None, login: Login) -> Found | None:
@@ -314,32 +245,51 @@ class EndableCookieSession(CookieSession):
 
         None: the owner's sessions were ended after the login.
         """
-        finding = self._ended.find(_sealing.id_of(self._begun().raw_id), login.owner, login.since)
-        of_login, of_base, _ = await gather(finding, self._look_up(base), self._list(login, is_new=True))
-        dated_from = of_login.kept_at
+        ended = self._ended
+        finding = ended.find(_sealing.id_of(self._begun().raw_id), login.owner, login.since)
+        newest = ended.newest(login.owner, login_of(login.nonce))
+        results = await _settle(finding, self._look_up(base), newest, self._list(login, is_new=True))
+        of_login, of_base, newest_since = cast("tuple[Found, Found, float]", results[:3])
+        dated_from = max(of_login.kept_at, newest_since)
         if of_login.ended_at is not None:
             if of_login.ended_at <= self._sessions.clock() + MAX_SKEW:
                 self._report_revoked()
                 return None
             # The clock was set back since end_all().
             dated_from = of_login.ended_at
-        if dated_from:
+        if dated_from >= login.since:
             await self._list(self._date_login(login, dated_from))
         return of_base
 
     async def _list(self, login: Login, *, is_new: bool = False, former: str | None = None) -> None:
         """Have sessions.list() find the session of a *login*, which had the handle *former* before."""
-        contents, now, logins = self._begun(), self._sessions.clock(), self._ended.logins
-        deadline = self._sessions.deadline(now, contents.expires)
-        listed = Listed(_sealing.id_of(contents.raw_id), login.since, contents.created, contents.expires, deadline)
+        contents, now, ended = self._begun(), self._sessions.clock(), self._ended
+        handle = _sealing.id_of(contents.raw_id)
+        listed = ended.listed_at(handle, login.since, contents.created, contents.expires, now)
         if is_new:
-            await logins.add(login.owner, login.nonce, listed, self._note, now)
+            await ended.logins.add(login.owner, login_of(login.nonce), listed, self._note, now)
         else:
-            await logins.put(login.owner, login.nonce, listed, now, former=former)
+            await ended.logins.put(login.owner, login_of(login.nonce), listed, now, former=former)
 
-    def _date_login(self, login: Login, ended_at: float) -> Login:
-        """Date the login from the first instant after *ended_at*, so that only a later end_all() ends it; return it."""
-        dated = msgspec.structs.replace(login, since=math.nextafter(ended_at, math.inf))
+    async def _leave_old_id(self, base: Contents, before: Login, login: Login | None, *, is_dated: bool) -> None:
+        """Remove the old id from the list, which has the new one."""
+        handle = _sealing.id_of(base.raw_id)
+        if login is not None and is_dated:
+            # If it fails, the record of the old id still leads to the new one.
+            with suppress(SessionStoreError):
+                await self._list(login, former=handle)
+        else:
+            await self._remove_from_list(before, {handle}, with_note=login is None or login.nonce != before.nonce)
+
+    async def _remove_from_list(self, login: Login, handles: set[str], *, with_note: bool) -> None:
+        # If it fails, list() still leaves out a session that has ended.
+        with suppress(SessionStoreError):
+            key, now = login_of(login.nonce), self._sessions.clock()
+            await self._ended.logins.remove_ids(login.owner, key, handles, now, with_note=with_note)
+
+    def _date_login(self, login: Login, before: float) -> Login:
+        """Date the login from the first instant after *before*, so that only a later end_all() ends it; return it."""
+        dated = msgspec.structs.replace(login, since=math.nextafter(before, math.inf))
         self._put_login(dated)
         return dated
 
@@ -350,37 +300,15 @@ class EndableCookieSession(CookieSession):
     def _cookie(self) -> CookieValue | None:
         return super()._cookie() if self._is_loaded and self._is_cookie_due else None
 
-    # What they share
-
-    def _opened(self) -> list[Contents]:
-        """Return every session that a cookie of this request holds, whether it has ended or not, in their order."""
-        now, opened = self._sessions.clock(), list[Contents]()
-        for token in self._sessions.tokens(self._scope):
-            with suppress(msgspec.DecodeError):
-                contents = self._sessions.keyring.open_token(token, decode_contents)
-                if contents is not None and contents.deadline > now:
-                    opened.append(contents)
-        return opened
-
-    def _login_in(self, fields: dict[str, bytes]) -> Login | None:
-        """Return the login among the values of a session, or None for a visitor."""
-        return login_in(fields.get(LOGIN), self._sessions.codec)
-
-    async def _exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do the *work*. A request has at most one in flight, so that concurrent reads look up its session once."""
-        if self._lock is None:
-            from asyncio import Lock  # noqa: PLC0415 - takes 20 ms to load, which a server has done
-
-            self._lock = Lock()
-        async with self._lock:
-            try:
-                await work()
-            except SessionStoreError as error:
-                self._failure = error
-                self._sessions.counters.store_errors += 1
-                log_extra(self._scope).update(session=self.id, driver=self._ended.store.name)
-                raise
-
 
 def _ending(contents: Contents) -> Ending:
     return Ending(_sealing.id_of(contents.raw_id), contents.expires)
+
+
+async def _settle(*work: Awaitable[object]) -> list[object]:
+    """Return the results of *work* once all of it has ended; raise the first error."""
+    results = await gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

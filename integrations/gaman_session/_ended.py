@@ -8,24 +8,27 @@ record can open or make a session.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gaman_session._driver import MAX_SKEW, TOMBSTONE, Driver, Outcome, Record, load_all
+from gaman_session._driver import MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, Record, load_all
 from gaman_session._errors import SessionConflict, SessionStoreError, SessionUnsupported
 from gaman_session._gather import gather
-from gaman_session._login_list import MAX_COOKIE_AGE, MAX_SIZE, Entry, LoginList, milliseconds, try_create
+from gaman_session._login_list import MAX_COOKIE_AGE, Entry, Listed, LoginList, milliseconds, try_create
 from gaman_session._owned import OwnedSession
-from gaman_session._owners import KeptSession, Owners, check_owner, is_id
+from gaman_session._owners import KeptSession, Owners, age_of, check_owner, is_id
 
 _EVERYONE: Final = ""
 """No owner is empty."""
 _NEXT: Final = "next"
 _CONFIRMED: Final = "confirmed"
 _LIMIT: Final = "limit"
+_MAX_SIZE: Final = 1 << 20
 _MAX_ATTEMPTS: Final = 100
+_MAX_RENEWALS: Final = 100
+"""How often a session was renewed at most since the list was written. A longer chain of records is damaged."""
 _STEPS: Final = 10
 """How often the list learns that a session was used, in one `idle_timeout`."""
 
@@ -48,15 +51,11 @@ class Found(NamedTuple):
 
 
 class _Live(NamedTuple):
-    """A live session of an owner."""
+    """A session of an owner, as far as the list leads to it."""
 
-    ending: Ending
-    created: float
-    deadline: float
-    since: float
-    is_renewed: bool
-    """Whether it has another id than the one that is listed."""
-    note: bytes
+    entry: Entry
+    listed: Listed
+    """As *entry* has it or, if it has another id by now, as the store of ended sessions does."""
 
 
 class _Limit(msgspec.Struct, array_like=True, frozen=True):
@@ -94,19 +93,19 @@ class EndedSessions(Owners):
         kept_at = 0.0
         for limit in map(self._limit, names, limits):
             if limit is not None and since <= limit.at:
-                if not await self._is_kept(handle, limit, now):
+                if limit.kept != handle and handle not in await self._kept(limit, now):
                     return Found(limit.at, 0)
                 kept_at = max(kept_at, limit.at)
         return Found(None, kept_at)
 
-    async def _is_kept(self, handle: str, limit: _Limit, now: float) -> bool:
-        """Return whether end_all() kept the session, or one that went on as this one meanwhile."""
-        following, followed = limit.kept, set[str]()
-        while following is not None and following != handle and following not in followed:
-            followed.add(following)
-            successor = _successor(await self.store.load(following, now=now))
+    async def _kept(self, limit: _Limit, now: float) -> set[str]:
+        """Return the handle of the session that end_all() kept, and those under which it went on."""
+        kept, following = set[str](), limit.kept
+        while following is not None and following not in kept and len(kept) < _MAX_RENEWALS:
+            kept.add(following)
+            successor = self._successor(following, await self.store.load(following, now=now))
             following = None if successor is None else successor.handle
-        return following == handle
+        return kept
 
     async def end_once(self, session: Ending, successor: Ending | None = None) -> str | None:
         """End a session, which continues as its *successor*, if any; return its handle, or None if it had ended before.
@@ -123,7 +122,7 @@ class EndedSessions(Owners):
             if error.is_unconfirmed:
                 raise
             # The id may be taken because the session has ended before. Unlike a read, a write has the store confirm that.
-            outcome = await self.store.apply(session.handle, {_CONFIRMED: b""}, (), now=now, deadline=None, max_size=MAX_SIZE)
+            outcome = await self.store.apply(session.handle, {_CONFIRMED: b""}, (), now=now, deadline=None, max_size=_MAX_SIZE)
             if outcome is not Outcome.WRITTEN:
                 raise
             # The store may have made the record, and its reply was lost.
@@ -138,13 +137,15 @@ class EndedSessions(Owners):
         Return the handle of the one that was live, or None.
         """
         following: Ending | None = session
-        while following is not None:
+        tried = set[str]()
+        while following is not None and following.handle not in tried and len(tried) < _MAX_RENEWALS:
+            tried.add(following.handle)
             if (handle := await self.end_once(following)) is not None:
                 return handle
             now = self._clock()
             found = await self.store.load(following.handle, now=now)
             is_recent = isinstance(found, Record) and now - found.created < TOMBSTONE
-            following = _successor(found) if is_recent else None
+            following = self._successor(following.handle, found) if is_recent else None
         return None
 
     async def end_oldest(self, owner: str, handle: str) -> None:
@@ -154,16 +155,40 @@ class EndedSessions(Owners):
         """
         if self._max_sessions is None:
             return
-        live = sorted(await self._live(owner), key=lambda each: (each.since, each.ending.handle == handle))
-        for ended in await gather(*(self.end_to_last(each.ending) for each in live[: -self._max_sessions])):
+        now, live = self._clock(), await self._live(owner)
+        live.sort(key=lambda each: (age_of(each.listed.since, now), each.listed.handle == handle))
+        oldest = [Ending(each.listed.handle, each.listed.until) for each in live[: -self._max_sessions]]
+        for ended in await gather(*map(self.end_to_last, oldest)):
             if ended is not None:
                 self._counters.ended += 1
                 self._audit.note("ended", handle=ended, owner=self.hash_of(owner), reason="limit")
 
+    async def newest(self, owner: str, login: str) -> float:
+        """Return when the owner's last login before this one was, if their number is limited; 0 without one.
+
+        A process whose clock is behind dates a login after it, or the login would count as the oldest.
+        """
+        if self._max_sessions is None:
+            return 0
+        now = self._clock()
+        others = [each.listed.since for each in await self.logins.find(owner, now) if each.login != login]
+        return max((since for since in others if since <= now + MAX_SKEW), default=0)
+
     def is_listing_due(self, before: float, deadline: float) -> bool:
         """Return whether the list has to learn that the idle limit of a session moves from *before* to *deadline*."""
-        idle = self._idle_timeout
-        return idle is not None and before // (idle / _STEPS) != deadline // (idle / _STEPS)
+        if self._keyring.is_rotating:
+            # The list moves to the newest secret, as the cookie does.
+            return True
+        step = 1 if self._idle_timeout is None else self._idle_timeout / _STEPS
+        return before // step != deadline // step
+
+    def listed_at(self, handle: str, since: float, created: float, expires: float, now: float) -> Listed:
+        """Return the entry of a session that is used *now*."""
+        idle, expires = self._idle_timeout, min(expires, created + MAX_COOKIE_AGE)
+        if idle is None:
+            return Listed(handle, since, created, expires, expires)
+        # A step may begin while the store is asked.
+        return Listed(handle, since, created, min(expires, now + idle), min(expires, now + idle * (1 + 2 / _STEPS)))
 
     # For the application
 
@@ -183,7 +208,12 @@ class EndedSessions(Owners):
         with self._noting_failure():
             live = await self._live(check_owner(owner))
         return [
-            self._owned(each.ending.handle, each.created, each.deadline, self._decode_note(each.ending.handle, each.note))
+            self._owned(
+                each.listed.handle,
+                each.listed.created,
+                each.listed.deadline,
+                self._decode_note(each.listed.handle, each.entry.note),
+            )
             for each in live
         ]
 
@@ -200,32 +230,51 @@ class EndedSessions(Owners):
         if keep is not None:
             await keep._find()
         limit = _Limit(self.instant(), None if keep is None else keep.id)
+        kept_since = 0.0 if keep is None else keep._since()
         if keep is not None:
             keep._outlive_end()
         with self._noting_failure():
-            live = await self._live(owner)
-        await self._end_before(names, limit)
-        ended = sum(each.since <= limit.at and each.ending.handle != limit.kept for each in live)
+            before = await self._limits(owner, self._clock())
+            await gather(*(self._raise_limit(name, limit, kept_since) for name in names))
+            # Afterwards, so that nothing in the list delays the end.
+            live = [each.listed for each in await self._live(owner, before)]
+        ended = sum(each.since <= limit.at and each.handle != limit.kept for each in live)
         self._counters.ended += ended
         self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
         return ended
 
     async def end_everyone(self) -> None:
         """End all sessions. Those without a login are dated in whole seconds, so one that begins in the same second ends too."""
-        await self._end_before(self._names_of_everyone, _Limit(self.instant(), None))
+        limit = _Limit(self.instant(), None)
+        with self._noting_failure():
+            await gather(*(self._raise_limit(name, limit, 0) for name in self._names_of_everyone))
         self._audit.note("ended", reason="end_everyone")
 
-    async def _live(self, owner: str) -> list[_Live]:
-        """Return the live sessions of *owner* in the order of their logins, and remove the others from the list."""
+    async def _live(self, owner: str, limits: list[_Limit] | None = None) -> list[_Live]:
+        """Return the live sessions of *owner* in the order of their logins, and put the list right.
+
+        With the *limits* of an earlier time, sessions that were ended since by end_all() or end_everyone() count as live.
+        """
         now = self._clock()
-        entries, limits = await gather(self.logins.find(owner, now), self._limits(owner, now))
-        followed = await gather(*(self._follow(each, limits, now) for each in entries))
-        dead = [entry for entry, live in zip(entries, followed, strict=True) if live is None]
-        if dead:
-            await self.logins.remove(owner, dead, [entry for entry in entries if entry not in dead], now)
-        # A session that is listed under two of its ids counts once.
-        live = {each.ending.handle: each for each in sorted(filter(None, followed), key=lambda each: not each.is_renewed)}
-        return sorted(live.values(), key=lambda each: each.since)
+        if limits is None:
+            limits = await self._limits(owner, now)
+        entries = await self.logins.find(owner, now)
+        found = [each for each in await self._follow(entries, now) if each.listed.until > now]
+        for limit in limits:
+            if any(each.listed.since <= limit.at for each in found):
+                kept = await self._kept(limit, now)
+                found = [each for each in found if each.listed.since > limit.at or each.listed.handle in kept]
+        # A session that is listed under an earlier id too counts once.
+        found.sort(key=lambda each: each.entry.listed is each.listed)
+        live = {each.listed.handle: each for each in found}
+        entries_left = {each.entry.field for each in live.values()}
+        others = [each.entry for each in live.values()]
+        if left_behind := [each for each in entries if each.field not in entries_left]:
+            await self.logins.remove(owner, left_behind, others, now)
+        for each in live.values():
+            if each.listed is not each.entry.listed:
+                await self.logins.put(owner, each.entry.login, each.listed, now, former=each.entry.listed.handle)
+        return sorted(live.values(), key=lambda each: age_of(each.listed.since, now))
 
     async def _limits(self, owner: str, now: float) -> list[_Limit]:
         """Return when the sessions of *owner*, and of everyone, were ended."""
@@ -233,37 +282,26 @@ class EndedSessions(Owners):
         found = await load_all(self.store, names, now=now)
         return [limit for limit in map(self._limit, names, found) if limit is not None]
 
-    async def _follow(self, entry: Entry, limits: list[_Limit], now: float) -> _Live | None:
-        """Return the session that an entry of the list leads to, or None if it isn't live."""
-        listed = entry.listed
-        ending, created, deadline = Ending(listed.handle, listed.expires), listed.created, listed.deadline
-        followed = set[str]()
-        while ending.handle not in followed:
-            followed.add(ending.handle)
-            found = await self.store.load(ending.handle, now=now)
-            if not isinstance(found, Record):
+    async def _follow(self, entries: list[Entry], now: float) -> list[_Live]:
+        """Return the sessions that *entries* lead to, unless they were ended one by one."""
+        found: list[_Live] = []
+        following = [_Live(each, each.listed) for each in entries]
+        for _ in range(_MAX_RENEWALS):
+            if not following:
                 break
-            successor = _successor(found)
-            if successor is None:
-                return None
-            ending, created, deadline = successor, found.created, successor.expires
-        else:
-            # Damaged: it leads back to itself.
-            return None
-        lag = (self._idle_timeout or 0) * 2 / _STEPS
-        if min(deadline + lag, ending.expires) <= now:
-            return None
-        for limit in limits:
-            if listed.since <= limit.at and not await self._is_kept(ending.handle, limit, now):
-                return None
-        return _Live(ending, created, deadline, listed.since, ending.handle != listed.handle, entry.note)
+            handles = [each.listed.handle for each in following]
+            next_ones: list[_Live] = []
+            for each, record in zip(following, await load_all(self.store, handles, now=now), strict=True):
+                if not isinstance(record, Record):
+                    found.append(each)
+                elif (successor := self._successor(each.listed.handle, record)) is not None:
+                    listed = self.listed_at(successor.handle, each.listed.since, record.created, successor.expires, record.created)
+                    next_ones.append(_Live(each.entry, listed))
+            following = next_ones
+        return found
 
-    async def _end_before(self, names: Sequence[str], limit: _Limit) -> None:
-        with self._noting_failure():
-            await gather(*(self._raise_limit(name, limit) for name in names))
-
-    async def _raise_limit(self, name: str, limit: _Limit) -> None:
-        """Store the *limit* under *name*, unless a later one is there."""
+    async def _raise_limit(self, name: str, limit: _Limit, kept_since: float) -> None:
+        """Store the *limit* under *name*, unless a later one is there. The session that it keeps has a login of *kept_since*."""
         failure: SessionStoreError | None = None
         for _ in range(_MAX_ATTEMPTS):
             now = self._clock()
@@ -278,13 +316,17 @@ class EndedSessions(Owners):
                     return
                 continue
             before = self._limit(name, found)
-            if before is not None and before.at >= limit.at:
-                if before.at <= limit.at + MAX_SKEW:
-                    return
-                # The clock was set back since. Sessions that began since then are dated from `before.at` on.
-                limit = _Limit(math.nextafter(before.at, math.inf), limit.kept)
+            if before is not None:
+                if before.at >= limit.at:
+                    if before.at <= limit.at + MAX_SKEW:
+                        return
+                    # The clock was set back since. Sessions that began since then are dated from `before.at` on.
+                    limit = _Limit(math.nextafter(before.at, math.inf), limit.kept)
+                if kept_since <= before.at and limit.kept not in await self._kept(before, now):
+                    # The request that keeps this session doesn't know that it has ended meanwhile.
+                    limit = _Limit(limit.at, None)
             outcome = await self.store.swap(
-                name, _LIMIT, found.fields.get(_LIMIT), _encode(limit), now=now, deadline=deadline, max_size=MAX_SIZE
+                name, _LIMIT, found.fields.get(_LIMIT), _encode(limit), now=now, deadline=deadline, max_size=_MAX_SIZE
             )
             if outcome is Outcome.WRITTEN:
                 return
@@ -299,8 +341,14 @@ class EndedSessions(Owners):
             self._damage.report(name, "the end of an owner's sessions")
             return None
 
-
-def _successor(found: Record | Outcome | None) -> Ending | None:
-    """Return the session that an ended one goes on as, from its record, or None."""
-    data = found.fields.get(_NEXT) if isinstance(found, Record) else None
-    return _decode_next(data) if data else None
+    def _successor(self, handle: str, found: Record | Outcome | None) -> Ending | None:
+        """Return the session that an ended one goes on as, from its record, or None."""
+        data = found.fields.get(_NEXT) if isinstance(found, Record) else None
+        if not data:
+            return None
+        with suppress(msgspec.DecodeError):
+            successor = _decode_next(data)
+            if is_id(successor.handle) and 0 <= successor.expires < YEAR_10000:
+                return successor
+        self._damage.report(handle, "its next id")
+        return None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from asyncio import gather
 else:
 
-    def gather(*work: Any) -> Any:
+    def gather(*work: Any, **options: Any) -> Any:
         from asyncio import gather  # noqa: PLC0415 - see above
 
-        return gather(*work)
+        return gather(*work, **options)

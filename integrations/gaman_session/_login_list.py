@@ -24,13 +24,15 @@ logger = logging.getLogger("gaman")
 MAX_COOKIE_AGE: Final = 400 * 86_400
 """Seconds. Browsers keep no cookie longer (RFC 6265bis, section 5.5), so no record is needed longer."""
 
-MAX_SIZE: Final = 1 << 20
-"""Bytes of a record."""
+MAX_NOTE: Final = 4096
+"""Bytes of a note."""
 
+_MAX_SIZE: Final = 256 * 1024
+"""Bytes of an owner's list, which a call reads as a whole."""
 _KEPT: Final = "kept"
 """A field that is never deleted, because a record without fields would leave a tombstone, and a login couldn't make a new one."""
-_MAX_EXPIRED: Final = 8
-"""Expired logins, from which a login removes them. Removing each one at once would cost most logins a round trip."""
+_PRUNING: Final = "01"
+"""A login that begins with one of these, as one in eight does, removes those that have expired."""
 _MAX_ATTEMPTS: Final = 10
 
 
@@ -39,11 +41,12 @@ class Listed(msgspec.Struct, array_like=True, frozen=True):
 
     handle: str
     since: float
-    """When login() was called; it identifies no login, but tells whether an end_all() came later."""
+    """When login() was called. An end_all() that came later has ended the session."""
     created: float
-    expires: float
     deadline: float
-    """When it expires unless it is used, as it was when this was written."""
+    """When it expires unless it is used, as was known when this was written."""
+    until: float
+    """When it has expired for certain: it may have been used since, without a write to the list."""
 
 
 class Entry(NamedTuple):
@@ -89,18 +92,16 @@ class LoginList:
         sessions = [(field.partition(" ")[0], data) for field, data in found if " " in field]
         return [Entry(login, _decode(data), notes.get(login, b"")) for login, data in sessions]
 
-    async def add(self, owner: str, nonce: str, listed: Listed, note: bytes, now: float) -> None:
-        """List the session of a new login, and remove expired ones if there are many."""
-        entries, _ = await gather(self.find(owner, now), self.put(owner, nonce, listed, now, note=note))
-        expired = [each for each in entries if each.listed.expires <= now]
-        if len(expired) >= _MAX_EXPIRED:
-            await self.remove(owner, expired, [each for each in entries if each.listed.expires > now], now)
+    async def add(self, owner: str, login: str, listed: Listed, note: bytes, now: float) -> None:
+        """List the session of a new *login*."""
+        putting = self.put(owner, login, listed, now, note=note)
+        await (gather(putting, self._prune(owner, now)) if login[0] in _PRUNING else putting)
 
     async def put(
-        self, owner: str, nonce: str, listed: Listed, now: float, *, note: bytes = b"", former: str | None = None
+        self, owner: str, login: str, listed: Listed, now: float, *, note: bytes = b"", former: str | None = None
     ) -> None:
-        """List the session of a login, which had the handle *former* before."""
-        login, name = _login(nonce), self._keyring.owner_names(owner)[0]
+        """List the session of a *login*, which had the handle *former* before."""
+        name = self._keyring.owner_names(owner)[0]
         data = {_field(login, listed.handle): _encode(listed)}
         if note:
             data[login] = note
@@ -108,7 +109,7 @@ class LoginList:
         deletes = () if former is None else (_field(login, former),)
         deadline, failure = now + MAX_COOKIE_AGE + TOMBSTONE, None
         for _ in range(_MAX_ATTEMPTS):
-            outcome = await self._store.apply(_id(name), sets, deletes, now=now, deadline=deadline, max_size=MAX_SIZE)
+            outcome = await self._store.apply(_id(name), sets, deletes, now=now, deadline=deadline, max_size=_MAX_SIZE)
             if outcome is Outcome.WRITTEN:
                 return
             if outcome is Outcome.TOO_LARGE:
@@ -126,20 +127,28 @@ class LoginList:
         notes = {each.login for each in entries} - {each.login for each in others}
         await self._delete(owner, {*notes, *(each.field for each in entries)}, now)
 
-    async def remove_login(self, owner: str, nonce: str, handles: Iterable[str], now: float) -> None:
-        """Remove a login whose session, which had these *handles*, has ended."""
-        login = _login(nonce)
-        await self._delete(owner, {login, *(_field(login, handle) for handle in handles)}, now)
+    async def remove_ids(self, owner: str, login: str, handles: Iterable[str], now: float, *, with_note: bool) -> None:
+        """Remove the session of a *login* under these *handles*; *with_note* if the login has no session any more."""
+        await self._delete(owner, {*((login,) if with_note else ()), *(_field(login, handle) for handle in handles)}, now)
 
     async def _delete(self, owner: str, fields: set[str], now: float) -> None:
-        names = self._keyring.owner_names(owner)
-        await gather(*(self._store.apply(_id(name), {}, fields, now=now, deadline=None, max_size=MAX_SIZE) for name in names))
+        ids = [*map(_id, self._keyring.owner_names(owner))]
+        await gather(*(self._store.apply(id, {}, fields, now=now, deadline=None, max_size=_MAX_SIZE) for id in ids))
+
+    async def _prune(self, owner: str, now: float) -> None:
+        """Remove the logins that have expired."""
+        entries = await self.find(owner, now)
+        expired = [each for each in entries if each.listed.until <= now]
+        if expired:
+            await self.remove(owner, expired, [each for each in entries if each.listed.until > now], now)
 
     async def _make_room(self, owner: str, now: float) -> None:
-        """Remove the older half of the list."""
-        entries = sorted(await self.find(owner, now), key=lambda entry: entry.listed.since)
+        """Remove half of the list: first logins that have expired, and then the oldest."""
+        entries = sorted(await self.find(owner, now), key=lambda entry: (entry.listed.until > now, entry.listed.since))
         half = len(entries) // 2 + 1
-        logger.warning("sessions.list() leaves out the %d oldest logins of an owner; set max_sessions_per_owner", half)
+        live = sum(each.listed.until > now for each in entries[:half])
+        if live:
+            logger.warning("sessions.list() leaves out the %d oldest logins of an owner; set max_sessions_per_owner", live)
         await self.remove(owner, entries[:half], entries[half:], now)
 
     def _open(self, field: str, name: str, sealed: bytes) -> bytes | None:
@@ -148,6 +157,11 @@ class LoginList:
         if data is None:
             self._damage.report(_id(name), "a login of an owner")
         return data
+
+
+def login_of(nonce: str) -> str:
+    """Return what identifies a login in the list: not its *nonce*, which the tokens of csrf_token() are bound to."""
+    return blake2b(nonce.encode(), digest_size=16, person=b"gaman login").hexdigest()
 
 
 async def try_create(store: Driver, id: str, fields: dict[str, bytes], now: float, deadline: float) -> SessionStoreError | None:
@@ -169,11 +183,6 @@ def milliseconds(now: float) -> float:
 def _id(owner_name: str) -> str:
     """Return the id of the list of the owner of that name."""
     return blake2b(owner_name.encode(), digest_size=32, person=b"gaman logins").hexdigest()
-
-
-def _login(nonce: str) -> str:
-    """Return what identifies a login in the list: not its nonce, which the tokens of csrf_token() are bound to."""
-    return blake2b(nonce.encode(), digest_size=16, person=b"gaman login").hexdigest()
 
 
 def _field(login: str, handle: str) -> str:

@@ -58,6 +58,10 @@ class KeptSession(Protocol):
     async def _find(self) -> None:
         """Find out which of the request's cookies leads to a live session, so that `id` is its id."""
 
+    def _since(self) -> float:
+        """Return when the session's login was, if it is in a cookie."""
+        ...
+
     def _outlive_end(self) -> None:
         """Date a pending change of owner from now, so that end_all() doesn't revoke it."""
 
@@ -174,7 +178,7 @@ class Owners:
         if self._max_sessions is None or pending.owner is None:
             return
         records = await self._records(pending.owner)
-        oldest = _by_age(records, id)[: -self._max_sessions]
+        oldest = _by_age(records, self._clock(), id)[: -self._max_sessions]
         await gather(*(self._end_oldest(each, pending.owner) for each in oldest))
 
     async def _end_oldest(self, id: str, owner: str) -> None:
@@ -188,7 +192,7 @@ class Owners:
         """Return the live sessions of *owner*, in the order of their set_owner() calls."""
         with self._noting_failure():
             records = await self._records(owner, "list()")
-        return [self._owned_session(id, records[id]) for id in _by_age(records)]
+        return [self._owned_session(id, records[id]) for id in _by_age(records, self._clock())]
 
     async def end(self, id: str) -> bool:
         """End a session; return whether it existed."""
@@ -372,12 +376,17 @@ class Owners:
         return self._latest_moment
 
 
-def _by_age(records: Mapping[str, Record], newest: str | None = None) -> list[str]:
+def age_of(since: float, now: float) -> float:
+    """Return a key that sorts logins by their time. One in the future is from before the clock was set back."""
+    return since if since <= now + MAX_SKEW else -math.inf
+
+
+def _by_age(records: Mapping[str, Record], now: float, newest: str | None = None) -> list[str]:
     """Return the ids in the order of their set_owner() calls; *newest* is the last of those with the same time.
 
     A create() that is repeated because the store didn't confirm the first one may leave two sessions of one set_owner().
     """
-    return sorted(records, key=lambda id: (cast("Ownership", records[id].ownership).since, id == newest, id))
+    return sorted(records, key=lambda id: (age_of(cast("Ownership", records[id].ownership).since, now), id == newest, id))
 
 
 def check_owner(owner: str) -> str:

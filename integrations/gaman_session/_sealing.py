@@ -95,6 +95,11 @@ class Keyring:
         self._opened: dict[str, Any] = {}
         self._identify = lru_cache(maxsize=CACHE_SIZE)(self._identify_once)
 
+    @property
+    def is_rotating(self) -> bool:
+        """Whether there is more than one secret."""
+        return len(self._keys) > 1
+
     def seal_token(self, data: bytes) -> str:
         """Return *data* sealed, as the value of a cookie."""
         keys = self._newest

@@ -122,6 +122,10 @@ class SessionBase(NotADict, MakesCalls, ABC):
     async def _find(self) -> None:
         """Find out which of the request's cookies leads to a live session, so that `id` is its id."""
 
+    def _since(self) -> float:
+        """Return when the session's login was, if it is in a cookie."""
+        return 0
+
     def _outlive_end(self) -> None:
         """Date a pending login or change of owner from now, so that end_all() doesn't revoke it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from secrets import token_hex
 from typing import Any
 
@@ -681,6 +682,72 @@ async def test_a_damaged_limit_counts_as_absent_and_is_logged(
     assert "the end of an owner's sessions is damaged" in caplog.text
     await ending_at.sessions.end_all(OWNER)
     assert await browser.do(owner_of) is None
+
+
+async def test_a_dead_cookie_that_is_sent_twice_is_skipped(ending: Site) -> None:
+    browser = await logged_in(ending)
+    same, earlier = browser.cookie, browser.cookie
+    await browser.do(setting(a=1))
+    await browser.do(log_out)
+    for cookie in (f"{same}; {same}", f"{browser.cookie}; {same}; {earlier}; {same}"):
+        reply = await ending.request(owner_of, cookie)
+        assert (reply.status, reply.result) == (200, None)
+
+
+async def test_a_session_that_has_ended_is_not_kept(ending: Site) -> None:
+    async def end_twice(session: Session) -> None:
+        assert await session.owner() == OWNER
+        ending.clock.now += 1
+        await ending.sessions.end_all(OWNER)  # from elsewhere
+        ending.clock.now += 1
+        await ending.sessions.end_all(OWNER, keep=session)
+
+    thief = await logged_in(ending)
+    copy = ending.browser(thief.token)
+    await thief.do(end_twice)
+    assert (await thief.do(owner_of), await copy.do(owner_of)) == (None, None)
+
+
+@pytest.mark.parametrize("end", ["logout", "end"])
+async def test_a_new_id_that_comes_too_late_has_no_login(clock: Clock, end: str) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser = await logged_in(site)
+        copy, create = site.browser(browser.token), store.create
+
+        async def end_others(session: Session) -> None:
+            await site.sessions.end_all(OWNER, keep=session)
+
+        async def end_first(id: str, record: Any) -> Any:
+            store.create = create  # type: ignore[method-assign]
+            await (copy.do(log_out) if end == "logout" else site.sessions.end(id))
+            return await create(id, record)
+
+        async def renew(session: Session) -> None:
+            await session.regenerate()
+            store.create = end_first  # type: ignore[method-assign]
+
+        clock.now += 1
+        await browser.do(end_others)
+        clock.now += 1
+        await browser.request(renew)
+        assert await browser.do(owner_of) is None
+        assert await site.sessions.list(OWNER) == []
+
+
+@pytest.mark.parametrize("work", [confirm, regenerate, log_in], ids=["confirm", "regenerate", "login"])
+async def test_a_save_that_a_timeout_interrupts_logs_no_user_out(ending: Site, work: Work) -> None:
+    async def save_in_no_time(session: Session) -> None:
+        await work(session)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await session.save()
+
+    browser = await logged_in(ending)
+    for _ in range(2):
+        assert (await browser.request(save_in_no_time)).status == 200
+        assert await browser.do(owner_of) == OWNER
+        assert [each.handle for each in await ending.sessions.list(OWNER)] == [await browser.do(handle_of)]
 
 
 async def test_a_dead_cookie_before_the_live_one_is_skipped(ending: Site) -> None:
