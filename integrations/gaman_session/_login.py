@@ -174,9 +174,7 @@ class Logins(SessionBase):
 
     def _stored_login(self) -> Login | None:
         """Return what login() or csrf_token() has stored, or None if there is nothing or it is unreadable."""
-        if self._dict is not None and not self._is_closed:
-            # The application may have replaced the dict by an empty one, which ends the session.
-            self._dict.take_over()
+        self._follow_dict()
         data = self._peek(LOGIN)
         if data is None:
             return None
