@@ -8,9 +8,9 @@ from functools import partial
 from inspect import Parameter, Signature, isasyncgenfunction, isclass, iscoroutinefunction, isroutine, signature
 from typing import Any, cast
 
+from gaman._dropped import find_dropped
 from gaman._layers import Handler
 from gaman._matching import Routes
-from gaman._unraised import find_unraised
 from gaman.errors import ConfigError, a_type
 
 
@@ -50,7 +50,7 @@ def _check_handler(where: str, handler: object) -> None:
         if "Awaitable" in str(getattr(called, "__annotations__", {}).get("return")):
             raise ConfigError(f"{where}: {name} makes a handler; write {name}(...)")
         raise ConfigError(f"{where}: the handler {name} is not async; write `async def`")
-    if (fault := find_unraised(called)) is not None:
+    if (fault := find_dropped(called)) is not None:
         raise ConfigError(f"{where}: the handler {name} {fault}")
     takes = signature_of(handler)
     if takes is None:

@@ -161,9 +161,10 @@ def _hint_of_call(error: TypeError, message: str, unfit: re.Match[str], ctx: Con
 
 
 def _hint_of_local(error: KeyError, ctx: Context) -> str:
-    if "ctx.locals[" not in _line_of(error, ctx) or error.args[0] in ctx.locals:
+    key: object = error.args[0] if error.args else None
+    # The key of another dict on that line may be missing.
+    if not isinstance(key, str) or key in ctx.locals or f"ctx.locals[{key!r}]" not in _line_of(error, ctx).replace('"', "'"):
         return ""
-    key: object = error.args[0]
     fix = f"have a hook or a handler before this one set it, or write ctx.locals.get({key!r})"
     if key == "csp_nonce":
         fix = "write App(..., integrations=[headers(), ...]), and leave the nonce in its csp"

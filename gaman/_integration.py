@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from gaman._application import kind_of, takes
 from gaman._asgi import Scope
 from gaman._context import Context
+from gaman._dropped import find_dropped
 from gaman._handlers import function_of, middleware_in, name_of, required, signature_of
 from gaman._headers import RawHeaders
 from gaman._layers import Handler
 from gaman._matching import ByMethod, FindHooks, Hooks, RequestHook
 from gaman._response import Response, close_coroutine
 from gaman._tracebacks import place_of_caller
-from gaman._unraised import find_unraised
 from gaman.errors import ConfigError, a_type, checks_arguments
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def _fault(hook: object, arguments: list[str]) -> str | None:
     if isasyncgenfunction(made) or isgeneratorfunction(made):
         fix = "write what follows it as on_shutdown" if arguments == ["app"] else "write a function that returns"
         return f"{name} is a generator, because it holds `yield`; {fix}"
-    if (unraised := find_unraised(function)) is not None:
-        return f"{name} {unraised}"
+    if (dropped := find_dropped(function)) is not None:
+        return f"{name} {dropped}"
     signature = signature_of(hook)
     given = [*signature.parameters] if signature is not None else []
     is_swapped = len(arguments) > 1 and given[: len(arguments)] == arguments[::-1]

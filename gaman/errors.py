@@ -134,12 +134,12 @@ class ClientDisconnected(GamanError):
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield *error*, its cause, the cause of that, and so on, each once: an application can make a cycle of its errors."""
+    """Yield *error*, its cause or context, that one's, and so on, each once: an application can make a cycle of its errors."""
     seen = set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
 
 
 def comes_of(error: BaseException | None, kind: type[BaseException], seen: frozenset[int] = frozenset()) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gaman.session.audit")
 if logger.level == logging.NOTSET:
-    # Otherwise the access log, which sets `gaman` to INFO, would have events as well.
+    # Otherwise the access log, which sets `gaman` to INFO, would also get these events.
     logger.setLevel(logging.WARNING)
 
 Kind: TypeAlias = Literal["began", "logged in", "confirmed", "renewed", "ended", "forged", "refused"]

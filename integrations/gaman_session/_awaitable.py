@@ -294,7 +294,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **nam
     return (yield from function(*arguments, **named).__await__())
 
 
-def later(maker: MakesCalls, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
+def deferred(maker: MakesCalls, name: str, work: Generator[Any, Any, T]) -> SessionCall[T]:
     """Return the call *name* of *maker*, made by the caller's caller. Its result is the result of *work*."""
     call: Due[T] = Due()
     call._value, call._work = _PENDING, work

@@ -13,9 +13,9 @@ from gaman_session import _sealing
 from gaman_session._cookie_session import Contents, CookieSession, decode_contents
 from gaman_session._driver import TOMBSTONE
 from gaman_session._ended import EndedSessions, Found
+from gaman_session._ended_store import MAX_COOKIE_AGE
 from gaman_session._errors import SessionStoreError
 from gaman_session._login import LOGIN, Login, login_in
-from gaman_session._login_list import MAX_COOKIE_AGE
 from gaman_session._sessions import Sessions
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ class EndableCookieSession(CheckedCookieSession):
     def _set_owner(self, owner: str | None, note: Any) -> None:
         raise SessionUnsupported("cookies", "set_owner()", "write `await session.login(owner)`")
 
-    def _tie(self, owner: str, note: Any) -> None:
+    def _list_login(self, owner: str, note: Any) -> None:
         self._note = b"" if note is None else self._encode("note", note)
         if len(self._note) > MAX_NOTE:
             message = f"the note of a login has {len(self._note)} bytes, and in a list of sessions in cookies at most {MAX_NOTE}"

@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gaman_session._driver import MAX_SKEW, TOMBSTONE, YEAR_10000, Driver, Outcome, Record, load_all
+from gaman_session._ended_store import MAX_COOKIE_AGE, milliseconds, try_create
 from gaman_session._errors import SessionConflict, SessionStoreError, SessionUnsupported
 from gaman_session._gather import gather
-from gaman_session._login_list import MAX_COOKIE_AGE, Entry, Listed, LoginList, milliseconds, try_create
+from gaman_session._login_list import Entry, Listed, LoginList
 from gaman_session._owned import OwnedSession
 from gaman_session._owners import KeptSession, Owners, age_of, check_owner, is_id
 
@@ -236,11 +237,14 @@ class EndedSessions(Owners):
         with self._noting_failure():
             before = await self._limits(owner, self._clock())
             await gather(*(self._raise_limit(name, limit, kept_since) for name in names))
-            # Afterwards, so that nothing in the list delays the end.
-            live = [each.listed for each in await self._live(owner, before)]
-        ended = sum(each.since <= limit.at and each.handle != limit.kept for each in live)
-        self._counters.ended += ended
-        self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
+            ended = 0
+            try:
+                # Afterwards, so that nothing in the list delays the end.
+                live = [each.listed for each in await self._live(owner, before)]
+                ended = sum(each.since <= limit.at and each.handle != limit.kept for each in live)
+            finally:
+                self._counters.ended += ended
+                self._audit.note("ended", owner=self.hash_of(owner), reason="end_all", count=ended)
         return ended
 
     async def end_everyone(self) -> None:
@@ -271,9 +275,13 @@ class EndedSessions(Owners):
         others = [each.entry for each in live.values()]
         if left_behind := [each for each in entries if each.field not in entries_left]:
             await self.logins.remove(owner, left_behind, others, now)
-        for each in live.values():
-            if each.listed is not each.entry.listed:
-                await self.logins.put(owner, each.entry.login, each.listed, now, former=each.entry.listed.handle)
+        await gather(
+            *(
+                self.logins.put(owner, each.entry.login, each.listed, now, former=each.entry.listed.handle)
+                for each in live.values()
+                if each.listed is not each.entry.listed
+            )
+        )
         return sorted(live.values(), key=lambda each: age_of(each.listed.since, now))
 
     async def _limits(self, owner: str, now: float) -> list[_Limit]:

@@ -1,4 +1,4 @@
-"""gather: asyncio.gather(), whose module takes 20 ms to load, so that the first call loads it: a server has done so before."""
+"""gather: asyncio.gather(), imported by its first call, because asyncio takes 20 ms to load."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from gaman import App, ConfigError, Context, Integration, Response, SameSite
 from gaman.errors import checks_arguments
 from gaman_session import _options
 from gaman_session._audit import OnEvent
-from gaman_session._awaitable import MakesCalls, Place, SessionCall, later, run
+from gaman_session._awaitable import MakesCalls, Place, SessionCall, deferred, run
 from gaman_session._clock import StoreClock, has_clock
 from gaman_session._closing import Closing, RawHeaders, fail
 from gaman_session._cookie_session import CookieSession
@@ -109,7 +109,7 @@ class SessionIntegration(Integration):
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
-        return later(self._calls, "end", run(self._opened, self._owners.end, handle))
+        return deferred(self._calls, "end", run(self._opened, self._owners.end, handle))
 
     def hash_of(self, owner: str) -> str:
         """Return the hash of *owner* that a SessionEvent has, to find the owner's events. A new secret changes it."""
@@ -123,7 +123,7 @@ class SessionIntegration(Integration):
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
         ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
         """
-        return later(self._calls, "end_all", run(self._end_all, owner, keep))
+        return deferred(self._calls, "end_all", run(self._end_all, owner, keep))
 
     def end_everyone(self) -> Coroutine[Any, Any, None]:
         """End all sessions of all users, for example after an intrusion (OWASP ASVS 5, 7.4.5).
@@ -137,7 +137,7 @@ class SessionIntegration(Integration):
         SessionUnsupported is raised for the cookies driver without `ended`, where a new secret does the same, and for a driver
         without this call.
         """
-        return later(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
+        return deferred(self._calls, "end_everyone", run(self._opened, self._owners.end_everyone))
 
     def count(self, owner: str | None = None) -> SessionCall[int]:
         """Return how many live sessions *owner* has, or, without an owner, how many are in the store; cookies aren't counted.
@@ -146,14 +146,14 @@ class SessionIntegration(Integration):
         each file's name, SQLite and MongoDB each entry of an index, and a Redis Cluster each key. A Redis server without a Cluster
         reads the number from an index.
         """
-        return later(self._calls, "count", run(self._opened, self._owners.count, owner))
+        return deferred(self._calls, "count", run(self._opened, self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
         """Return the live sessions of *owner*, in the order of their set_owner() calls.
 
         `[(each.note, each.handle == ctx.session.id) for each in await sessions.list(f"user:{user.id}")]`
         """
-        return later(self._calls, "list", run(self._opened, self._owners.listed, owner))
+        return deferred(self._calls, "list", run(self._opened, self._owners.listed, owner))
 
     async def purge(self) -> int:
         """Remove expired sessions from the store, and return how many; the running application does so each minute by itself."""

@@ -27,8 +27,8 @@ def later(sessions: SessionIntegration, seconds: float) -> Generator[None]:
     def ahead() -> float:
         return before() + seconds
 
-    shared.clock = shared.owners._clock = shared.audit._clock = ahead
+    shared.clock = ahead
     try:
         yield
     finally:
-        shared.clock = shared.owners._clock = shared.audit._clock = before
+        shared.clock = before

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from gaman import log_extra
-from gaman_session._awaitable import Done, SessionCall, later, reading, run
+from gaman_session._awaitable import Done, SessionCall, deferred, reading, run
 from gaman_session._driver import MAX_SKEW
 from gaman_session._errors import SessionLoginRequired, SessionUseError
 from gaman_session._owners import check_owner
@@ -59,7 +59,7 @@ class Logins(SessionBase):
 
         SessionUseError: the owner isn't text, or is empty.
         """
-        return later(self, "login", run(self._log_in, owner, max_age, note, fresh))
+        return deferred(self, "login", run(self._log_in, owner, max_age, note, fresh))
 
     def logout(self) -> SessionCall[None]:
         """End the session: for this request at once, in the store and the browser with the response. The same as clear()."""
@@ -77,7 +77,7 @@ class Logins(SessionBase):
         level includes those below it. Forms in other tabs stay valid, unlike after a login. A concurrent logout wins.
         SessionLoginRequired, which is answered with 401: the session has no login.
         """
-        return later(self, "confirm", run(self._confirm, level))
+        return deferred(self, "confirm", run(self._confirm, level))
 
     def csrf_token(self) -> Coroutine[Any, Any, str]:
         """Return a token for forms of browsers that send neither `Sec-Fetch-Site` nor `Origin`; see check_csrf().
@@ -87,7 +87,7 @@ class Logins(SessionBase):
         Each call returns a different text, which is valid until the session's next login or logout. confirm() and regenerate()
         keep it valid after a login; before one, a new id may make it invalid. A visitor without a session gets one.
         """
-        return later(self, "csrf_token", run(self._csrf_token))
+        return deferred(self, "csrf_token", run(self._csrf_token))
 
     def is_csrf_token(self, token: str) -> SessionCall[bool]:
         """Return whether *token* is one that csrf_token() returned for this session."""
@@ -131,7 +131,7 @@ class Logins(SessionBase):
         # `since` differs from the time of every end_all(), so the two have an order.
         since = self._sessions.owners.instant()
         self._put_login(Login(owner, since, [self._sessions.clock()], urandom(_NONCE).hex()))
-        self._tie(owner, note)
+        self._list_login(owner, note)
 
     async def _confirm(self, level: int | None) -> None:
         check_level(level := 1 if level is None else level)

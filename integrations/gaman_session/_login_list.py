@@ -1,7 +1,7 @@
 """LoginList: the logins of each owner whose sessions are in cookies, in the store of ended sessions, so that they can be listed.
 
-An owner has one record, with a sealed field for the session of each login, and one for the login's note. The list misses no live
-session: where a field names an id that the session no longer has, the record of that ended session names the next id.
+An owner has one record, with a sealed field for the session of each login, and one for the login's note. Until the record is full,
+no live session is missing: where a field names an id that the session no longer has, the record of that one names the next.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gaman_session._damage import Damage
-from gaman_session._driver import TOMBSTONE, YEAR_10000, Driver, Outcome, Record, load_all
-from gaman_session._errors import SessionConflict, SessionStoreError
+from gaman_session._driver import TOMBSTONE, Driver, Outcome, Record, load_all
+from gaman_session._ended_store import MAX_COOKIE_AGE, try_create
+from gaman_session._errors import SessionConflict
 from gaman_session._gather import gather
 from gaman_session._sealing import Keyring
 
 logger = logging.getLogger("gaman")
 
-MAX_COOKIE_AGE: Final = 400 * 86_400
-"""Seconds. Browsers keep no cookie longer (RFC 6265bis, section 5.5), so no record is needed longer."""
-
-MAX_NOTE: Final = 4096
+MAX_NOTE: Final = 1024
 """Bytes of a note."""
+MAX_SESSIONS: Final = 300
+"""How many sessions of an owner fit into the list for certain."""
 
-_MAX_SIZE: Final = 256 * 1024
+_MAX_SIZE: Final = 512 * 1024
 """Bytes of an owner's list, which a call reads as a whole."""
-_KEPT: Final = "kept"
+_PLACEHOLDER: Final = "kept"
 """A field that is never deleted, because a record without fields would leave a tombstone, and a login couldn't make a new one."""
 _PRUNING: Final = "01"
 """A login that begins with one of these, as one in eight does, removes those that have expired."""
 _MAX_ATTEMPTS: Final = 10
 
 
-class Listed(msgspec.Struct, array_like=True, frozen=True):
+class Listed(NamedTuple):
     """The session of a login. Times are seconds since the epoch."""
 
     handle: str
@@ -65,7 +65,7 @@ class Entry(NamedTuple):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Listed).decode
+_decode = msgspec.msgpack.Decoder(tuple[float, float, float, float]).decode
 
 
 class LoginList:
@@ -85,12 +85,16 @@ class LoginList:
             for name, record in zip(names, records, strict=True)
             if isinstance(record, Record)
             for field, sealed in record.fields.items()
-            if field != _KEPT and (data := self._open(field, name, sealed)) is not None
+            if field != _PLACEHOLDER and (data := self._open(field, name, sealed)) is not None
         ]
         # After a change of the secret, the note of a login may be in another record than its session.
         notes = {field: data for field, data in found if " " not in field}
-        sessions = [(field.partition(" ")[0], data) for field, data in found if " " in field]
-        return [Entry(login, _decode(data), notes.get(login, b"")) for login, data in sessions]
+        entries: list[Entry] = []
+        for field, data in found:
+            login, _, handle = field.partition(" ")
+            if handle:
+                entries.append(Entry(login, Listed(handle, *_decode(data)), notes.get(login, b"")))
+        return entries
 
     async def add(self, owner: str, login: str, listed: Listed, note: bytes, now: float) -> None:
         """List the session of a new *login*."""
@@ -102,7 +106,7 @@ class LoginList:
     ) -> None:
         """List the session of a *login*, which had the handle *former* before."""
         name = self._keyring.owner_names(owner)[0]
-        data = {_field(login, listed.handle): _encode(listed)}
+        data = {_field(login, listed.handle): _encode(listed[1:])}
         if note:
             data[login] = note
         sets = {field: self._keyring.seal_note(field, name, each) for field, each in data.items()}
@@ -117,10 +121,10 @@ class LoginList:
             elif failure is not None:
                 raise failure
             else:
-                failure = await try_create(self._store, _id(name), {_KEPT: b"", **sets}, now, deadline)
+                failure = await try_create(self._store, _id(name), {_PLACEHOLDER: b"", **sets}, now, deadline)
                 if failure is None:
                     return
-        raise SessionConflict(f"a login met concurrent logins of its owner {_MAX_ATTEMPTS} times")
+        raise SessionConflict(f"a session met concurrent ones of its owner {_MAX_ATTEMPTS} times")
 
     async def remove(self, owner: str, entries: Iterable[Entry], others: Iterable[Entry], now: float) -> None:
         """Remove *entries* from the list, and the notes of logins that none of the *others* has."""
@@ -162,22 +166,6 @@ class LoginList:
 def login_of(nonce: str) -> str:
     """Return what identifies a login in the list: not its *nonce*, which the tokens of csrf_token() are bound to."""
     return blake2b(nonce.encode(), digest_size=16, person=b"gaman login").hexdigest()
-
-
-async def try_create(store: Driver, id: str, fields: dict[str, bytes], now: float, deadline: float) -> SessionStoreError | None:
-    """Make a record in the store of ended sessions; return the error if another process may have made it before."""
-    try:
-        await store.create(id, Record(fields, milliseconds(now), YEAR_10000 - 1, deadline))
-    except SessionStoreError as error:
-        if error.is_unconfirmed:
-            raise
-        return error
-    return None
-
-
-def milliseconds(now: float) -> float:
-    """Return *now* in whole milliseconds, as a record's time."""
-    return int(now * 1000) / 1000
 
 
 def _id(owner_name: str) -> str:

@@ -16,9 +16,10 @@ from gaman.errors import a_type, nearest
 from gaman_session._audit import OnEvent
 from gaman_session._cross_site import check_origins
 from gaman_session._driver import Driver, supports_owners
+from gaman_session._ended_store import MAX_COOKIE_AGE
 from gaman_session._errors import SessionUnsupported
-from gaman_session._login_list import MAX_COOKIE_AGE
-from gaman_session._other_names import TYPES, instead_of_option, instead_of_text
+from gaman_session._login_list import MAX_SESSIONS
+from gaman_session._option_hints import TYPES, instead_of_option, instead_of_text
 from gaman_session._serializer import CODECS, Codec, Serializer, custom
 from gaman_session._sessions import MAX_LIFETIME
 from gaman_session.drivers import DRIVERS, find_driver
@@ -253,6 +254,11 @@ def _check_max_sessions(value: object, driver: Driver | None, ended: Driver | No
     if ended is None and not supports_owners(driver):
         raise ConfigError(
             f"session(max_sessions_per_owner={value}): {SessionUnsupported('cookies' if driver is None else driver.name)}"
+        )
+    if ended is not None and cast("int", value) > MAX_SESSIONS:
+        raise ConfigError(
+            f"session(max_sessions_per_owner={value}): a list of sessions in cookies holds {MAX_SESSIONS} for certain; write at "
+            "most that, or choose a driver that keeps sessions"
         )
 
 

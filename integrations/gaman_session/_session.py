@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, overload
 
 from gaman import HTTPError, log_extra
 from gaman.errors import a_type
-from gaman_session._awaitable import Done, Place, Ready, SessionCall, later, reading, ready, run
+from gaman_session._awaitable import Done, Place, Ready, SessionCall, deferred, reading, ready, run
 from gaman_session._errors import SessionTypeError, SessionUseError
 from gaman_session._login import LOGIN, Logins, check_change, check_max_age
 from gaman_session._sessions import Sessions
@@ -140,7 +140,7 @@ class Session(Logins):
         """Remove *key* and return its value, or *default* if it is missing."""
         if not isinstance(key, str) or key == LOGIN:
             raise self._key_error("pop", key)
-        return later(self, "pop", run(self._pop, key, default))
+        return deferred(self, "pop", run(self._pop, key, default))
 
     def all(self) -> SessionCall[dict[str, Any]]:
         """Return all keys with their values."""
@@ -175,7 +175,7 @@ class Session(Logins):
             raise SessionUseError(
                 f"update() takes a plain function, not {given}: write `await {self._name}.update({key!r}, lambda value: ..., 0)`"
             )
-        return later(self, "update", run(self._update, key, fn, default))
+        return deferred(self, "update", run(self._update, key, fn, default))
 
     def regenerate(self, *, max_age: int | None = None) -> SessionCall[None]:
         """Give the session a new id and keep its data; the old id is dead at once. login() does so by itself.
@@ -212,7 +212,7 @@ class Session(Logins):
 
     def save(self) -> Coroutine[Any, Any, None]:
         """Write the pending changes now. SessionStoreError: they aren't written. SessionTooLarge: they are dropped."""
-        return later(self, "save", run(self._save))
+        return deferred(self, "save", run(self._save))
 
     # What the integration calls
 

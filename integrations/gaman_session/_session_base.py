@@ -95,7 +95,7 @@ class SessionBase(NotADict, MakesCalls, ABC):
     @abstractmethod
     def _set_owner(self, owner: str | None, note: Any) -> None: ...
 
-    def _tie(self, owner: str, note: Any) -> None:
+    def _list_login(self, owner: str, note: Any) -> None:
         """Have sessions.list() find the session of a login, where it can."""
 
     @abstractmethod

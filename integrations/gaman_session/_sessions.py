@@ -85,7 +85,7 @@ class Sessions:
         # Not an inherited one, because a subclass may have a load() of its own.
         if "load_at_once" in vars(type(self.driver)):
             self.load_at_once = cast("Any", self.driver).load_at_once
-        self.audit = Audit(self.on_event, self.clock)
+        self.audit = Audit(self.on_event, self._now)
         if hasattr(self.driver, "on_evict"):
             cast("Any", self.driver).on_evict = self._note_eviction
         make_owners = Owners if self.ended is None else partial(EndedSessions, self.ended)
@@ -96,11 +96,15 @@ class Sessions:
             self.damage,
             self.counters,
             self.audit,
-            self.clock,
+            self._now,
             is_sealed=self.is_sealed,
             idle_timeout=self.idle_timeout,
             max_sessions=self.max_sessions_per_owner,
         )
+
+    def _now(self) -> float:
+        # Its clock may be set later, by a test.
+        return self.clock()
 
     def note_end(self, scope: MutableMapping[str, Any], id: str, record: Record | None, reason: Reason) -> None:
         """Count and note that a request ended a session, which had this *record* if the request has loaded it."""

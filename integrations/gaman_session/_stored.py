@@ -202,7 +202,7 @@ class StoredSession(Session):
     def _set_owner(self, owner: str | None, note: Any) -> None:
         self._own_pending().owner = self._sessions.owners.pending(owner, b"" if note is None else self._encode("note", note))
 
-    def _tie(self, owner: str, note: Any) -> None:
+    def _list_login(self, owner: str, note: Any) -> None:
         if supports_owners(self._sessions.driver):
             self._set_owner(owner, note)
 

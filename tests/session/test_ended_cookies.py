@@ -23,7 +23,7 @@ from gaman.session import (
 from gaman.testing import TestClient
 from gaman_session._driver import TOMBSTONE
 from gaman_session._ended import EndedSessions, Ending
-from gaman_session._login_list import MAX_COOKIE_AGE
+from gaman_session._ended_store import MAX_COOKIE_AGE
 from gaman_session.drivers.memory import MemoryDriver
 from tests.session.endings import OWNER, confirm, handle_of, in_cookies, log_in, log_out, logged_in, owner_of, regenerate
 from tests.session.sites import (

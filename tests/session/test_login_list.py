@@ -16,11 +16,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gaman.session import Driver, OwnedSession, Record, Session, SessionStoreError, SessionTooLarge, SessionUnsupported
+from gaman import ConfigError
+from gaman.session import Driver, OwnedSession, Record, Session, SessionStoreError, SessionTooLarge, SessionUnsupported, session
 from gaman_session._ended import EndedSessions, Ending
-from gaman_session._login_list import MAX_COOKIE_AGE, MAX_NOTE, Listed, login_of
+from gaman_session._ended_store import MAX_COOKIE_AGE
+from gaman_session._login_list import MAX_NOTE, MAX_SESSIONS, Listed, login_of
 from tests.session.endings import OWNER, confirm, handle_of, in_cookies, log_in, log_out, logged_in, owner_of, regenerate
-from tests.session.sites import DRIVERS, Browser, Clock, Recording, Sealing, Site, Work, opened, serving, setting
+from tests.session.sites import DRIVERS, SECRET, Browser, Clock, Recording, Sealing, Site, Work, opened, serving, setting
 
 pytestmark = pytest.mark.anyio
 
@@ -278,21 +280,32 @@ async def test_logins_that_have_expired_leave_the_store(clock: Clock) -> None:
         assert len(record.fields) < 2 * 100
 
 
-async def test_a_list_that_has_become_too_large_loses_its_oldest_logins(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_list_that_is_full_loses_its_older_half(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(Site(in_cookies(Sealing()), clock)) as site:
         caplog.set_level(logging.WARNING, "gaman")
         first = await logged_in(site)
-        for _ in range(80):
+        for _ in range(450):
             clock.now += 1
-            await site.browser().do(logging_in(note="a" * 4000))
+            await site.browser().do(logging_in(note="a" * 1000))
         last = await logged_in(site)
         listed = await handles(site)
-        assert 30 < len(listed) < 60
+        assert 150 < len(listed) < 400
         assert listed[-1] == await handle(last)
         assert "oldest logins of an owner; set max_sessions_per_owner" in caplog.text
         # They go on, and end_all() ends them.
         assert await first.do(owner_of) == OWNER
         await site.sessions.end_all(OWNER)
+        assert await first.do(owner_of) is None
+
+
+async def test_the_largest_limit_of_sessions_fits_into_the_list_with_the_largest_notes(clock: Clock) -> None:
+    with pytest.raises(ConfigError, match="max_sessions_per_owner=301"):
+        session(SECRET, in_cookies(Sealing()), max_sessions_per_owner=MAX_SESSIONS + 1)
+    async with serving(Site(in_cookies(Sealing()), clock, max_sessions_per_owner=MAX_SESSIONS)) as site:
+        first = await logged_in(site)
+        for _ in range(MAX_SESSIONS):
+            await site.browser().do(logging_in(note="a" * (MAX_NOTE - 3)))
+        assert len(await handles(site)) == MAX_SESSIONS
         assert await first.do(owner_of) is None
 
 

@@ -172,7 +172,8 @@ class KeyValueDriver(TransactionDriver):
     async def __expired(self, now: float, limit: int) -> list[str]:
         found: list[str] = []
         async for key in self.keys(now):
-            found += () if key == _ENDING else (key,)
+            if key != _ENDING:
+                found.append(key)
             if len(found) == limit:
                 break
         return found

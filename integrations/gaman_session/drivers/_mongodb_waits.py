@@ -1,4 +1,4 @@
-"""How pymongo waits on Python 3.11: by the wait_for() of Python 3.12, so that a cancelled call doesn't hang all later ones."""
+"""Waits of pymongo on Python 3.11, made so that a call that is cancelled doesn't leave a lock held, and hang all later ones."""
 
 from __future__ import annotations
 

@@ -9,7 +9,11 @@ import pytest
 
 import gaman
 from gaman import App, ConfigError, Context, HTTPError, Integration, InvalidInput
-from gaman._unraised import find_unraised
+from gaman._dropped import find_dropped
+
+
+async def show(ctx: Context) -> str:
+    return "a secret"
 
 
 class Refused(HTTPError):
@@ -70,6 +74,26 @@ def _logged(handler: Callable[[Context], Awaitable[None]]) -> Callable[[Context]
     return call
 
 
+def _checked(handler: Callable[[Context], Awaitable[Any]]) -> Callable[[Context], Awaitable[None]]:
+    @functools.wraps(handler)
+    async def call(ctx: Context) -> None:
+        if not ctx.params:
+            HTTPError(403)
+        await handler(ctx)
+
+    return call
+
+
+def _with_text(role: str) -> Callable[[Context], Awaitable[None]]:
+    async def require(ctx: Context) -> None:
+        """Its
+        text begins before the function does.
+        """
+        HTTPError(403, role)
+
+    return require
+
+
 async def _of_a_role(role: str, ctx: Context) -> None:
     HTTPError(403, role)
 
@@ -84,12 +108,10 @@ GUARDS: list[Any] = [
     Guard(),
     Guard().method,
     _logged(in_a_guard),
+    _checked(show),
+    _with_text("admin"),
     functools.partial(_of_a_role, "admin"),
 ]
-
-
-async def show(ctx: Context) -> str:
-    return "a secret"
 
 
 @pytest.mark.parametrize("guard", GUARDS)
@@ -98,6 +120,27 @@ def test_an_error_that_a_handler_makes_and_does_not_raise_stops_the_start(guard:
     for table in tables:
         with pytest.raises(ConfigError, match=r"the handler .* makes \w+\(\.\.\.\) in line [0-9]+ and drops it"):
             App(table)
+
+
+async def check(ctx: Context) -> None:
+    raise HTTPError(403)
+
+
+async def without_await(ctx: Context) -> str:
+    check(ctx)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]  # noqa: RUF100
+    return "a secret"
+
+
+async def with_await(ctx: Context) -> None:
+    await check(ctx)
+    later = [check(ctx)]
+    await later[0]
+
+
+def test_a_call_of_an_async_function_without_await_stops_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"without_await calls check\(\.\.\.\) in line [0-9]+ without `await`"):
+        App({"/": without_await})
+    App({"/": with_await})
 
 
 def test_the_message_names_the_handler_the_line_and_the_fix() -> None:
@@ -149,4 +192,4 @@ async def named_alone(ctx: Context) -> Any:
 
 @pytest.mark.parametrize("handler", [raised_at_once, raised_in_brackets, raised_later, given_to_a_function, named_alone, show, len])
 def test_any_other_use_of_an_error_is_no_mistake(handler: Any) -> None:
-    assert find_unraised(handler) is None
+    assert find_dropped(handler) is None

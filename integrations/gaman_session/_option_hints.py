@@ -1,4 +1,4 @@
-"""Other names: what to write in place of options that other frameworks' sessions have, and of a store's URL."""
+"""What to write in place of options that other frameworks' sessions have, and of a store's URL."""
 
 from __future__ import annotations
 
