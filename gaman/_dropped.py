@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from inspect import getsourcelines, isclass, iscoroutinefunction, isfunction
 from tokenize import TokenError
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from gaman.errors import HTTPError
@@ -60,5 +60,7 @@ def _locals(code: CodeType) -> Iterator[str]:
 def _value(name: ast.expr, names: dict[str, Any]) -> Any:
     """Return what a *name* stands for, such as `HTTPError` or `gaman.HTTPError`, or None."""
     if isinstance(name, ast.Attribute):
-        return getattr(_value(name.value, names), name.attr, None)
+        owner = _value(name.value, names)
+        # The attributes of any other object may be computed, such as those of a connection that isn't open yet.
+        return vars(owner).get(name.attr) if isinstance(owner, (ModuleType, type)) else None
     return names.get(name.id) if isinstance(name, ast.Name) else None

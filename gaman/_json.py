@@ -32,6 +32,11 @@ _long_integers = re.compile(rb"[1-9][0-9]{18,}").findall
 # The years in which a time can be beyond the range of UTC. The digits may be escaped.
 _holds_edge = re.compile(rb"0001-|9999-|\\u00").search
 
+# What Decimal takes for no finite number, or for an extreme one, in ASCII or not. The text may be escaped.
+_spells_odd_number = re.compile(
+    rb"""(?i)"[\s+\-_\x80-\xff]*(?:(?:s_*)?n_*a_*n[\d_]*|i_*n_*f[inty_]*)[\s\x80-\xff]*"|e[+-]?(?:[\d_]{4}|[\d_]*[\x80-\xff])|[\d_]{9999}|\\u"""
+).search
+
 _VALUES = (dict, list, str, int, float, bool, type(None))
 """The types of JSON."""
 
@@ -43,8 +48,6 @@ class _Decoder(NamedTuple):
     has_times: bool = False
     has_numbers: bool = False
     """Whether a text may become a number: a Decimal, or a float that is a key. It may spell NaN."""
-    defaults: frozenset[int] = frozenset()
-    """The ids of the Decimals that are defaults of the type."""
     set_defaults: Callable[[Any], None] | None = None
 
 
@@ -58,7 +61,7 @@ def decode(body: bytes, type: Any = None) -> Any:
     isn't one.
     """
     _check_depth(body)
-    decode, has_times, has_numbers, defaults, set_defaults = _any if type is None else _decoder_of(type)
+    decode, has_times, has_numbers, set_defaults = _any if type is None else _decoder_of(type)
     try:
         value = decode(body)
     except msgspec.ValidationError as cause:
@@ -66,10 +69,14 @@ def decode(body: bytes, type: Any = None) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
         raise HTTPError(400, f"malformed JSON: {str(cause).removeprefix('JSON is malformed: ')}") from cause
     # Few bodies hold so many digits, and the check takes several times as long as decoding.
-    if has_numbers or _LONG_INTEGER in body.translate(_AS_ZEROS) or (has_times and _holds_edge(body) is not None):
+    if (
+        _LONG_INTEGER in body.translate(_AS_ZEROS)
+        or (has_times and _holds_edge(body) is not None)
+        or (has_numbers and _spells_odd_number(body) is not None)
+    ):
         builtins = msgspec.to_builtins(value, builtin_types=(datetime, Decimal), enc_hook=lambda _: None)
         # A default of the type, or a value that it derives, may be larger.
-        if (fault := out_of_range(builtins, {*_long_integers(body)}, defaults)) is not None:
+        if (fault := out_of_range(builtins, {*_long_integers(body)})) is not None:
             raise InvalidInput(*fault)
     if set_defaults is not None:
         set_defaults(value)
@@ -102,12 +109,10 @@ def _json_decoder(type: Any) -> _Decoder:
             raise _foreign(part.cls)
     parts = [*parts_of(type)]
     keys = [key for part in parts if isinstance(part, inspect.DictType) for key in members_of(part.key_type)]
-    defaults = [field.default for part in parts for field in getattr(part, "fields", ())]
     return _Decoder(
         decode,
         any(isinstance(part, inspect.DateTimeType) for part in parts),
         any(isinstance(part, inspect.DecimalType) for part in parts) or any(isinstance(key, inspect.FloatType) for key in keys),
-        frozenset(id(default) for default in defaults if isinstance(default, Decimal)),
         defaults_setter(type),
     )
 

@@ -135,7 +135,6 @@ class Server(uvicorn.Server):
         state, listeners = self.server_state, sockets or []
         start = changed_at = time.monotonic()
         in_flight = {*state.tasks}
-        self._connections.stopping.set()
         if self._how is Shutdown.STOP:
             if _workers.this_worker is None:
                 stop_handshakes(listeners)
@@ -154,6 +153,8 @@ class Server(uvicorn.Server):
                 # uvicorn's type lists its own protocols.
                 for connection in cast("list[Connection]", [*state.connections]):
                     connection.shutdown(self._grace[how])
+                # Afterwards, so that a client whose stream ends can't send another request on its connection.
+                self._connections.stopping.set()
             if time.monotonic() - start >= self._limit[self._how]:
                 break
             if how is Shutdown.STOP and not has_reported:

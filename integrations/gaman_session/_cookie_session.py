@@ -235,7 +235,7 @@ class CookieSession(Session):
 
     def _set_owner(self, owner: str | None, note: Any) -> None:
         # Without a store, no other request could find the session.
-        raise SessionUnsupported("cookies", "set_owner()")
+        raise SessionUnsupported("cookies", "set_owner()", "write `await session.login(owner)`, or choose another driver")
 
     def _discard(self) -> None:
         self._is_loaded = False

@@ -103,11 +103,16 @@ class EndableCookieSession(CheckedCookieSession):
             await self._undisturbed(self._write_and_go_on)
 
     async def _write_and_go_on(self) -> None:
-        await self._write()
-        self._saved = self._fields = {**self._fields}
-        # Values that are set later belong to a copy.
-        self._max_size = 0
-        self._base = msgspec.structs.replace(self._begun(), fields=self._saved) if self._saved else None
+        try:
+            await self._write()
+        finally:
+            # Also after an error, if the browser gets the new id with it.
+            if self._is_cookie_due:
+                self._is_end, self._begins = False, None
+                self._saved = self._fields = {**self._fields}
+                # Values that are set later belong to a copy.
+                self._max_size = 0
+                self._base = msgspec.structs.replace(self._begun(), fields=self._saved) if self._saved else None
 
     def _needs_store(self) -> bool:
         return self._is_loaded and (self._is_changed or self._is_touch_due())
@@ -138,18 +143,16 @@ class EndableCookieSession(CheckedCookieSession):
         if self._fields is self._saved and not self._is_end and self._begins is None:
             return
         self._is_cookie_due = False
-        login, is_new = self._login_in(self._fields), self._new_login() is not None
-        is_listed = login is not None and (is_new or self._is_renewing())
+        login = self._new_login()
+        handle = "" if login is None else _sealing.id_of(self._begun().raw_id)
         try:
-            await self._write_session(login if is_new else None)
+            await self._write_session(login)
         finally:
-            if is_listed and login is not None:
-                handle, now_in = _sealing.id_of(self._begun().raw_id), self._login_in(self._fields)
-                if not self._is_cookie_due or now_in is None or now_in.nonce != login.nonce:
-                    # It was listed before it was written.
-                    await self._remove_from_list(login, {handle}, with_note=is_new)
-        if is_new and login is not None and self._fields:
-            await self._ended.end_oldest(login.owner, _sealing.id_of(self._begun().raw_id))
+            if login is not None and not (self._is_cookie_due and self._fields):
+                # It was listed before it was written.
+                await self._remove_from_list(login, {handle})
+        if login is not None and self._fields:
+            await self._ended.end_oldest(login.owner)
 
     async def _write_session(self, login: Login | None) -> None:
         """Do what _write() says, after a new *login*, if there is one."""
@@ -171,7 +174,12 @@ class EndableCookieSession(CheckedCookieSession):
         base = () if self._base is None else (self._base,)
         sessions = {each.raw_id: each for each in (*base, *self._opened())}
         reason: Reason = "logout" if self._login_in(self._fields) is None else "login"
-        await gather(*(self._end_and_note(self._ended.end_to_last, each, reason) for each in sessions.values()))
+        try:
+            await gather(*(self._end_and_note(self._ended.end_to_last, each, reason) for each in sessions.values()))
+        except SessionStoreError as error:
+            # The old id is dead, so the browser gets the new one.
+            self._is_cookie_due = error.is_unconfirmed and bool(self._fields)
+            raise
         self._base = None
         self._received = next(iter(sessions.values()), None)
 
@@ -188,7 +196,7 @@ class EndableCookieSession(CheckedCookieSession):
         if ended is not None:
             self._note_end(session, ended, reason)
             if (login := self._login_in(session.fields)) is not None:
-                await self._remove_from_list(login, {own, ended}, with_note=True)
+                await self._remove_from_list(login, {own, ended})
 
     def _note_removal(self, received: Contents, reason: Reason) -> None:
         """Do nothing: the end was noted when the store had it."""
@@ -200,26 +208,29 @@ class EndableCookieSession(CheckedCookieSession):
             return
         if self._fields and self._begins is None:
             return
-        login = self._login_in(self._fields)
-        is_dated = login is not None and login.since <= found.kept_at
-        if login is not None and is_dated:
+        login, before = self._login_in(self._fields), self._login_in(base.fields)
+        if login is not None and login.since <= found.kept_at:
             # end_all() has kept the session, under its old id only.
             login = self._date_login(login, found.kept_at)
-        successor = _ending(self._begun()) if self._fields else None
+        contents = self._begun()
+        successor = _ending(contents) if self._fields else None
         try:
             was_live = await self._ended.end_once(_ending(base), successor) is not None
         except SessionStoreError as error:
             # The old id is dead, so the browser gets the new one.
             self._is_cookie_due = error.is_unconfirmed and successor is not None
             raise
+        # Another task of the request may have asked for one more id meanwhile.
+        self._contents = contents
         self._is_cookie_due = was_live and successor is not None
         # The browser may send the cookie of another session first, and would then be logged out.
         known = {base.raw_id, *(() if self._received is None else (self._received.raw_id,))}
         twins = [each for each in self._opened() if each.raw_id not in known]
         work = [self._end_and_note(self._ended.end_once, each, "login") for each in twins]
-        before = self._login_in(base.fields)
-        if self._is_cookie_due and before is not None:
-            work.append(self._leave_old_id(base, before, login, is_dated=is_dated))
+        if self._is_cookie_due and login is not None and before is not None:
+            former = _sealing.id_of(base.raw_id)
+            is_same = login.nonce == before.nonce
+            work.append(self._list(login, former=former) if is_same else self._remove_from_list(before, {former}))
         await gather(*work)
         if not was_live:
             self._lose(base, self._sessions.clock())
@@ -230,15 +241,20 @@ class EndableCookieSession(CheckedCookieSession):
     # The list of logins
 
     async def _look_up_and_list(self, base: Contents | None) -> Found:
-        """Return what the store knows of *base*, and have the list know its new id, or that it was used, if that is due."""
+        """Return what the store knows of *base*, and have the list know that it was used, if that is due."""
         sessions, reading = self._sessions, self._look_up(base)
-        login = None if base is None else self._login_in(self._fields)
+        login = None if base is None or self._begins is not None else self._login_in(self._fields)
         if base is not None and login is not None:
             deadline = sessions.deadline(sessions.clock(), base.expires)
-            if self._begins is not None or self._ended.is_listing_due(base.deadline, deadline):
-                [found, _] = await _settle(reading, self._list(login))
-                return cast("Found", found)
+            if self._ended.is_listing_due(base.deadline, deadline) or self._is_sealed_anew():
+                found, _ = await gather(reading, self._list(login))
+                return found
         return await reading
+
+    def _is_sealed_anew(self) -> bool:
+        """Return whether the cookie moves to the newest secret, as the list does."""
+        keyring = self._sessions.keyring
+        return keyring.is_rotating and any(map(keyring.is_outdated, self._sessions.tokens(self._scope)))
 
     async def _look_up_login(self, base: Contents | None, login: Login) -> Found | None:
         """List the *login* of this request, and return what the store knows of *base*.
@@ -271,21 +287,10 @@ class EndableCookieSession(CheckedCookieSession):
         else:
             await ended.logins.put(login.owner, login_of(login.nonce), listed, now, former=former)
 
-    async def _leave_old_id(self, base: Contents, before: Login, login: Login | None, *, is_dated: bool) -> None:
-        """Remove the old id from the list, which has the new one."""
-        handle = _sealing.id_of(base.raw_id)
-        if login is not None and is_dated:
-            # If it fails, the record of the old id still leads to the new one.
-            with suppress(SessionStoreError):
-                await self._list(login, former=handle)
-        else:
-            await self._remove_from_list(before, {handle}, with_note=login is None or login.nonce != before.nonce)
-
-    async def _remove_from_list(self, login: Login, handles: set[str], *, with_note: bool) -> None:
-        # If it fails, list() still leaves out a session that has ended.
+    async def _remove_from_list(self, login: Login, handles: set[str]) -> None:
+        # If it fails, list() leaves out a session that has ended.
         with suppress(SessionStoreError):
-            key, now = login_of(login.nonce), self._sessions.clock()
-            await self._ended.logins.remove_ids(login.owner, key, handles, now, with_note=with_note)
+            await self._ended.logins.remove_login(login.owner, login_of(login.nonce), handles, self._sessions.clock())
 
     def _date_login(self, login: Login, before: float) -> Login:
         """Date the login from the first instant after *before*, so that only a later end_all() ends it; return it."""

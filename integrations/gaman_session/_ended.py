@@ -30,6 +30,8 @@ _MAX_SIZE: Final = 1 << 20
 _MAX_ATTEMPTS: Final = 100
 _MAX_RENEWALS: Final = 100
 """How often a session was renewed at most since the list was written. A longer chain of records is damaged."""
+_MAX_KEPT: Final = 4
+"""Ids of a session that end_all() keeps: those that it gets while end_all() is in flight. Later ones have a later login."""
 _STEPS: Final = 10
 """How often the list learns that a session was used, in one `idle_timeout`."""
 
@@ -102,7 +104,7 @@ class EndedSessions(Owners):
     async def _kept(self, limit: _Limit, now: float) -> set[str]:
         """Return the handle of the session that end_all() kept, and those under which it went on."""
         kept, following = set[str](), limit.kept
-        while following is not None and following not in kept and len(kept) < _MAX_RENEWALS:
+        while following is not None and following not in kept and len(kept) < _MAX_KEPT:
             kept.add(following)
             successor = self._successor(following, await self.store.load(following, now=now))
             following = None if successor is None else successor.handle
@@ -114,8 +116,9 @@ class EndedSessions(Owners):
         Of concurrent calls, one returns the handle.
         """
         now = self._clock()
-        # The margin is for processes whose clock is behind.
-        expires = min(max(session.expires, now), now + MAX_COOKIE_AGE) + TOMBSTONE
+        # As long as it may lead to the next id. The margin is for processes whose clock is behind.
+        last = max(session.expires, now, now if successor is None else successor.expires)
+        expires = min(last, now + MAX_COOKIE_AGE) + TOMBSTONE
         data = b"" if successor is None else _encode(successor)
         try:
             await self.store.create(session.handle, Record({_NEXT: data}, milliseconds(now), expires, expires))
@@ -149,20 +152,22 @@ class EndedSessions(Owners):
             following = self._successor(following.handle, found) if is_recent else None
         return None
 
-    async def end_oldest(self, owner: str, handle: str) -> None:
-        """End the owner's oldest sessions beyond the limit, after the login of the session *handle*.
+    async def end_oldest(self, owner: str) -> None:
+        """End the owner's oldest sessions beyond the limit, after a login.
 
         Of several logins at once, the last one sees them all.
         """
-        if self._max_sessions is None:
-            return
-        now, live = self._clock(), await self._live(owner)
-        live.sort(key=lambda each: (age_of(each.listed.since, now), each.listed.handle == handle))
-        oldest = [Ending(each.listed.handle, each.listed.until) for each in live[: -self._max_sessions]]
-        for ended in await gather(*map(self.end_to_last, oldest)):
-            if ended is not None:
+        for _ in range(_MAX_ATTEMPTS):
+            if self._max_sessions is None:
+                return
+            oldest = [Ending(each.listed.handle, each.listed.expires) for each in (await self._live(owner))[: -self._max_sessions]]
+            ended = await gather(*map(self.end_once, oldest))
+            for handle in filter(None, ended):
                 self._counters.ended += 1
-                self._audit.note("ended", handle=ended, owner=self.hash_of(owner), reason="limit")
+                self._audit.note("ended", handle=handle, owner=self.hash_of(owner), reason="limit")
+            if all(ended):
+                return
+            # One was renewed or ended meanwhile.
 
     async def newest(self, owner: str, login: str) -> float:
         """Return when the owner's last login before this one was, if their number is limited; 0 without one.
@@ -173,13 +178,13 @@ class EndedSessions(Owners):
             return 0
         now = self._clock()
         others = [each.listed.since for each in await self.logins.find(owner, now) if each.login != login]
-        return max((since for since in others if since <= now + MAX_SKEW), default=0)
+        newest = max((since for since in others if since <= now + MAX_SKEW), default=0.0)
+        # The next end_all() of this process has to come after this login.
+        self._latest = max(self._latest, newest)
+        return newest
 
     def is_listing_due(self, before: float, deadline: float) -> bool:
         """Return whether the list has to learn that the idle limit of a session moves from *before* to *deadline*."""
-        if self._keyring.is_rotating:
-            # The list moves to the newest secret, as the cookie does.
-            return True
         step = 1 if self._idle_timeout is None else self._idle_timeout / _STEPS
         return before // step != deadline // step
 
@@ -187,9 +192,10 @@ class EndedSessions(Owners):
         """Return the entry of a session that is used *now*."""
         idle, expires = self._idle_timeout, min(expires, created + MAX_COOKIE_AGE)
         if idle is None:
-            return Listed(handle, since, created, expires, expires)
+            return Listed(handle, since, created, expires, expires, expires)
         # A step may begin while the store is asked.
-        return Listed(handle, since, created, min(expires, now + idle), min(expires, now + idle * (1 + 2 / _STEPS)))
+        until = min(expires, now + idle * (1 + 2 / _STEPS))
+        return Listed(handle, since, created, min(expires, now + idle), until, expires)
 
     # For the application
 
@@ -268,21 +274,21 @@ class EndedSessions(Owners):
             if any(each.listed.since <= limit.at for each in found):
                 kept = await self._kept(limit, now)
                 found = [each for each in found if each.listed.since > limit.at or each.listed.handle in kept]
-        # A session that is listed under an earlier id too counts once.
-        found.sort(key=lambda each: each.entry.listed is each.listed)
+        # A session that is listed under an earlier id too, or with an older secret, counts once.
+        found.sort(key=lambda each: (each.entry.listed is each.listed, each.listed.until))
         live = {each.listed.handle: each for each in found}
         entries_left = {each.entry.field for each in live.values()}
         others = [each.entry for each in live.values()]
-        if left_behind := [each for each in entries if each.field not in entries_left]:
-            await self.logins.remove(owner, left_behind, others, now)
-        await gather(
-            *(
-                self.logins.put(owner, each.entry.login, each.listed, now, former=each.entry.listed.handle)
-                for each in live.values()
-                if each.listed is not each.entry.listed
+        left_behind = [each for each in entries if each.field not in entries_left]
+        moved = [each for each in live.values() if each.listed is not each.entry.listed]
+        # It is right without these, too.
+        with suppress(SessionStoreError):
+            if left_behind:
+                await self.logins.remove(owner, left_behind, others, now)
+            await gather(
+                *(self.logins.put(owner, each.entry.login, each.listed, now, former=each.entry.listed.handle) for each in moved)
             )
-        )
-        return sorted(live.values(), key=lambda each: age_of(each.listed.since, now))
+        return sorted(live.values(), key=lambda each: (age_of(each.listed.since, now), each.listed.handle))
 
     async def _limits(self, owner: str, now: float) -> list[_Limit]:
         """Return when the sessions of *owner*, and of everyone, were ended."""

@@ -1,5 +1,7 @@
 """The errors of the session; a session that is absent, forged or expired is not an error: it reads as empty."""
 
+from typing import Final
+
 from gaman.errors import GamanError, HTTPError
 
 
@@ -84,12 +86,18 @@ class SessionConflict(SessionError):
     """update(), regenerate() or login() gave up, because other requests changed the same session at each attempt."""
 
 
+_WITH_ENDED: Final = ("owners", "list()", "count()", "end()", "end_all()")
+"""What sessions in cookies support with a store of ended sessions."""
+
+
 class SessionUnsupported(SessionError):
-    """The driver doesn't support a call, because it has no owners or no end_everyone(); the message names the fix."""
+    """The driver doesn't support a call; the message names the fix."""
 
     def __init__(
         self, driver: str, what: str = "owners", fix: str = "choose one that does: memory, file, sql, redis or mongodb"
     ) -> None:
+        if driver == "cookies" and what in _WITH_ENDED:
+            fix += ", or give it a store of ended sessions: driver={'type': 'cookies', 'ended': {'type': 'sql'}}"
         super().__init__(f"the {driver} driver doesn't support {what}; {fix}")
         self.driver = driver
 

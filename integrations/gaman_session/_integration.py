@@ -27,7 +27,6 @@ from gaman_session._guard import Guard
 from gaman_session._misuse import OF_SESSION, explain_missing, of_sessions
 from gaman_session._owned import OwnedSession
 from gaman_session._owners import Owners, check_owner
-from gaman_session._require_fresh import check_pages
 from gaman_session._sealing import Keyring
 from gaman_session._serializer import Serializer
 from gaman_session._session import Session
@@ -66,8 +65,8 @@ class _Calls(MakesCalls):
 class SessionIntegration(Integration):
     """What session() returns: the integration, its counters, and the calls that find sessions from outside of a request.
 
-    `ctx.session.set_owner(owner)` sets a session's owner. These calls find the sessions of an owner in the store, in every process
-    that shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
+    `ctx.session.login(owner)` sets a session's owner. These calls find the sessions of an owner in the store, in every process that
+    shares it. Sessions that they end are ended at once, for requests in flight too. Unless an application or running() has
     opened the store, the first call does, and the end of the event loop closes it.
 
     They raise SessionUnsupported if the driver has no owners, like the cookies driver without `ended`; SessionStoreError if the
@@ -121,7 +120,7 @@ class SessionIntegration(Integration):
         `await sessions.end_all(f"user:{user.id}", keep=ctx.session)` after a change of the password logs out all other devices.
 
         It takes effect at one instant between call and return, in every process. Sessions that have this owner at that instant are
-        ended. A login in flight loses its changes if it called set_owner() before, and succeeds if it calls set_owner() later.
+        ended. A login in flight loses its changes if it called login() before, and succeeds if it calls login() later.
         """
         return deferred(self._calls, "end_all", run(self._end_all, owner, keep))
 
@@ -131,7 +130,7 @@ class SessionIntegration(Integration):
         `await sessions.end_everyone()` logs out every visitor, in every process, and the caller.
 
         It takes effect at one instant between call and return, however many sessions there are. Requests in flight lose their
-        changes, and so does a login that called set_owner() before; sessions that begin later live. Sessions of another session()
+        changes, and so does one that called login() before; sessions that begin later live. Sessions of another session()
         with its own prefix, folder, file or collection stay. To know how many it ends, call count() before.
 
         SessionUnsupported is raised for the cookies driver without `ended`, where a new secret does the same, and for a driver
@@ -149,7 +148,7 @@ class SessionIntegration(Integration):
         return deferred(self._calls, "count", run(self._opened, self._owners.count, owner))
 
     def list(self, owner: str) -> SessionCall[list[OwnedSession]]:
-        """Return the live sessions of *owner*, in the order of their set_owner() calls.
+        """Return the live sessions of *owner*, in the order of their logins.
 
         `[(each.note, each.handle == ctx.session.id) for each in await sessions.list(f"user:{user.id}")]`
         """
@@ -315,7 +314,6 @@ def integrate(options: _options.Options, clock: Callable[[], float] | None = Non
 
     def load(app: App) -> Coroutine[Any, Any, None]:
         _check_mounted(app, integration)
-        check_pages(app)
         return upkeep().open(app.workers)
 
     make = StoredSession if driver is not None else CookieSession if options.ended is None else EndableCookieSession

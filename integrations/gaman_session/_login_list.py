@@ -47,6 +47,8 @@ class Listed(NamedTuple):
     """When it expires unless it is used, as was known when this was written."""
     until: float
     """When it has expired for certain: it may have been used since, without a write to the list."""
+    expires: float
+    """When its cookie expires at the latest."""
 
 
 class Entry(NamedTuple):
@@ -65,7 +67,7 @@ class Entry(NamedTuple):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[float, float, float, float]).decode
+_decode = msgspec.msgpack.Decoder(tuple[float, float, float, float, float]).decode
 
 
 class LoginList:
@@ -131,9 +133,9 @@ class LoginList:
         notes = {each.login for each in entries} - {each.login for each in others}
         await self._delete(owner, {*notes, *(each.field for each in entries)}, now)
 
-    async def remove_ids(self, owner: str, login: str, handles: Iterable[str], now: float, *, with_note: bool) -> None:
-        """Remove the session of a *login* under these *handles*; *with_note* if the login has no session any more."""
-        await self._delete(owner, {*((login,) if with_note else ()), *(_field(login, handle) for handle in handles)}, now)
+    async def remove_login(self, owner: str, login: str, handles: Iterable[str], now: float) -> None:
+        """Remove a *login* whose session, which had these *handles*, has ended."""
+        await self._delete(owner, {login, *(_field(login, handle) for handle in handles)}, now)
 
     async def _delete(self, owner: str, fields: set[str], now: float) -> None:
         ids = [*map(_id, self._keyring.owner_names(owner))]
@@ -142,9 +144,13 @@ class LoginList:
     async def _prune(self, owner: str, now: float) -> None:
         """Remove the logins that have expired."""
         entries = await self.find(owner, now)
-        expired = [each for each in entries if each.listed.until <= now]
-        if expired:
-            await self.remove(owner, expired, [each for each in entries if each.listed.until > now], now)
+        old = [each for each in entries if each.listed.until <= now]
+        if old:
+            records = await load_all(self._store, [each.listed.handle for each in old], now=now)
+            # The record of one that has ended may lead to its next id.
+            expired = {each.field for each, record in zip(old, records, strict=True) if not isinstance(record, Record)}
+            others = [each for each in entries if each.field not in expired]
+            await self.remove(owner, [each for each in old if each.field in expired], others, now)
 
     async def _make_room(self, owner: str, now: float) -> None:
         """Remove half of the list: first logins that have expired, and then the oldest."""

@@ -24,6 +24,7 @@ _OPTIONS = {
         ("samesite", "same_site=..."),
         ("csrf_trusted_origins allowed_origins", "trusted_origins=..."),
         ("type", "driver={'type': ...}"),
+        ("ended", "driver={'type': 'cookies', 'ended': {'type': ...}}"),
         ("engine store backend interface", "driver={'type': 'redis'}, or another type"),
         ("redis redis_url url", "driver={'type': 'redis', 'url': ...}"),
         ("mongodb mongo_url uri", "driver={'type': 'mongodb', 'db_name': ..., 'uri': ...}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
 
-from gaman import App, ConfigError, Context, Handler, HTTPError, Response
+from gaman import ConfigError, Context, HTTPError, Response
 from gaman.errors import checks_arguments
 from gaman_session._errors import SessionLoginRequired, SessionUseError
 from gaman_session._login import check_age, check_level
@@ -44,9 +44,11 @@ def require_fresh(
             return None
         if redirect is None:
             raise SessionLoginRequired
-        if page is not None and _target_of(ctx).partition("?")[0] == page:
-            raise ConfigError(_guards_itself(check_fresh, page))
-        is_repeatable = leads_back and ctx.method in ("GET", "HEAD")
+        is_read = ctx.method in ("GET", "HEAD")
+        if is_read and page is not None and _target_of(ctx).partition("?")[0] == page:
+            name = check_fresh.__qualname__
+            raise ConfigError(f"{name} guards {page!r} itself, and would redirect forever; leave that page out of its paths")
+        is_repeatable = leads_back and is_read
         return Response.redirect(_with_next(redirect, ctx) if is_repeatable else redirect, 303)
 
     # As the user has written it, for `gaman routes` and messages.
@@ -54,27 +56,7 @@ def require_fresh(
     check_fresh.__qualname__ = (
         f"require_fresh({seconds!r}{''.join(f', {name}={value!r}' for name, value, default in options if value != default)})"
     )
-    vars(check_fresh)["page"] = page
     return check_fresh
-
-
-def check_pages(app: App) -> None:
-    """Raise ConfigError if a guard of *app* covers the page that it redirects to, which would redirect forever."""
-    entries = app.routes.entries
-    with_get = {entry.layer.segments for entry in entries if entry.method == "GET"}
-    for entry in entries:
-        layer = entry.layer
-        for guard in layer.handlers:
-            page: str | None = getattr(guard, "page", None)
-            path = () if page is None else tuple(page.strip("/").split("/"))
-            is_get = entry.method == "GET" or (entry.method == "ALL" and layer.segments not in with_get)
-            # Middleware for all paths is left out: the page may belong to the App in which this one is mounted.
-            if layer.segments and (layer.covers(path) if layer.is_middleware else layer.segments == path and is_get):
-                raise ConfigError(_guards_itself(guard, page))
-
-
-def _guards_itself(guard: Handler, page: str | None) -> str:
-    return f"{guard.__qualname__} guards {page!r} itself, and would redirect forever; leave that page out of its paths"
 
 
 def _target_of(ctx: Context) -> str:

@@ -41,6 +41,8 @@ NEVER: Final = Ending()
 """The Ending of a store without an end_everyone()."""
 MAX_WRITES: Final = 1 << 32
 """More writes than a session gets: each end_everyone() raises the version of new sessions by so much."""
+_WRITES_A_SECOND: Final = 1 << 20
+"""More writes than a session gets in a second."""
 
 Stored: TypeAlias = Record | Tombstone
 _Missing: TypeAlias = Literal[Outcome.ENDED, Outcome.ABSENT]
@@ -286,7 +288,8 @@ def is_revoked(ownership: Ownership, revoked: float | None, now: float) -> bool:
 
 def next_ending(before: Ending, now: float) -> Ending:
     """Return the Ending to store when end_everyone() is called at *now*; *before* is the one stored so far."""
-    return Ending(before.min_version + MAX_WRITES, revoked_at(before.at, now))
+    # By the time as well, in case the store has lost an Ending that later sessions have the number of.
+    return Ending(max(before.min_version + MAX_WRITES, floor(now) * _WRITES_A_SECOND), revoked_at(before.at, now))
 
 
 def began_before(created: float, ending: Ending, max_ahead: float = MAX_SKEW) -> bool:

@@ -100,6 +100,11 @@ class Keyring:
         """Whether there is more than one secret."""
         return len(self._keys) > 1
 
+    def is_outdated(self, token: str) -> bool:
+        """Return whether *token* wasn't sealed with the newest secret."""
+        sealed = _decode(token)
+        return sealed is not None and sealed[:_HEAD] != self._newest.head
+
     def seal_token(self, data: bytes) -> str:
         """Return *data* sealed, as the value of a cookie."""
         keys = self._newest

@@ -647,9 +647,8 @@ async def test_the_error_of_a_driver_without_owners_names_the_others(make: Any, 
     async with serving(Site(driver, clock)) as site:
 
         async def own(session: Session) -> None:
-            with pytest.raises(
-                SessionUnsupported, match=rf"{name} driver .* set_owner\(\); .* memory, file, sql, redis or mongodb"
-            ):
+            fix = r"write `await session.login\(owner\)`" if driver is None else "memory, file, sql, redis or mongodb"
+            with pytest.raises(SessionUnsupported, match=rf"{name} driver .* set_owner\(\); .*{fix}"):
                 await session.set_owner(OWNER)
             await session.set("key", "value")
 
