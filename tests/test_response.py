@@ -500,6 +500,30 @@ async def test_a_chunk_in_flight_is_cancelled_when_the_client_disconnects() -> N
     assert line.messages[1]["body"] == b"one"
 
 
+async def test_what_a_cancelled_chunk_awaits_in_its_finally_is_done() -> None:
+    line, waiting, events = Line(), asyncio.Event(), list[str]()
+
+    async def generate() -> AsyncIterator[bytes]:
+        try:
+            yield b"one"
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            # As leaving a channel of Redis takes.
+            await asyncio.sleep(0.01)
+            events.append("left")
+
+    async def handler(ctx: Context) -> Response:
+        return Response.stream(generate())
+
+    serving = asyncio.create_task(App({"/": handler})(http_scope(), line.receive, line.send))
+    await waiting.wait()
+    line.disconnected.set()
+    await serving
+    assert events == ["left"]
+    assert not serving.cancelling()
+
+
 @pytest.mark.parametrize("shape", ["generator", "iterable"])
 async def test_a_generator_is_closed_when_the_client_disconnects_while_a_chunk_is_sent(shape: str) -> None:
     line = Line(full=True)

@@ -108,6 +108,8 @@ class SessionIntegration(Integration):
 
         `if any(each.handle == handle for each in await sessions.list(owner)): await sessions.end(handle)`
         """
+        if isinstance(handle, Session):
+            raise SessionUseError("end() takes a handle: write `await sessions.end(ctx.session.id)`, or `each.handle` of a list")
         return deferred(self._calls, "end", run(self._opened, self._owners.end, handle))
 
     def hash_of(self, owner: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from gaman.errors import a_type
 from gaman_session._errors import SessionUseError
 from gaman_session._integration import SessionIntegration
+from gaman_session._sessions import MAX_LIFETIME
 
 
 @contextmanager
@@ -21,6 +22,8 @@ def later(sessions: SessionIntegration, seconds: float) -> Generator[None]:
     """
     if not isinstance(sessions, SessionIntegration):
         raise SessionUseError(f"later() takes what session() returns, not {a_type(sessions)}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_LIFETIME:
+        raise SessionUseError(f"later() takes a number of seconds, such as 301; it can't be {seconds!r}")
     shared = sessions._upkeep()._sessions
     before = shared.clock
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from secrets import token_hex
 from typing import Any
 
@@ -621,6 +621,32 @@ async def test_an_unconfirmed_end_sends_the_new_cookie_with_the_503(clock: Clock
         store.fails = False
         await browser.do(log_out)
         assert browser.token is None
+
+
+@pytest.mark.parametrize("is_caught", [False, True])
+@pytest.mark.parametrize("is_fresh", [False, True])
+async def test_an_unconfirmed_end_by_save_or_by_a_fresh_login_sends_the_new_cookie(
+    clock: Clock, is_fresh: bool, is_caught: bool
+) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock)) as site:
+        browser, create = await logged_in(site), store.create
+
+        async def fail(id: str, record: Any) -> None:
+            await create(id, record)
+            if "next" in record.fields:
+                store.create = create  # type: ignore[method-assign]
+                raise SessionStoreError("sealing", "end a session", is_unconfirmed=True)
+
+        async def work(session: Session) -> None:
+            await session.login(OWNER, fresh=is_fresh)
+            store.create = fail  # type: ignore[method-assign]
+            with suppress(SessionStoreError) if is_caught else nullcontext():
+                await session.save()
+
+        assert (await browser.request(work)).status == (200 if is_caught else 503)
+        assert await browser.do(owner_of) == OWNER
+        assert [each.handle for each in await site.sessions.list(OWNER)] == [await browser.do(handle_of)]
 
 
 async def test_what_was_saved_is_sent_if_the_rest_can_not_be_written(ending_at: Site, store: Recording) -> None:

@@ -62,3 +62,9 @@ def test_an_app_has_no_clock() -> None:
     app: Any = App(ROUTES)
     with pytest.raises(SessionUseError, match=r"^later\(\) takes what session\(\) returns, not an App$"), later(app, 1):
         pass
+
+
+@pytest.mark.parametrize("seconds", ["5", None, -1, float("nan"), float("inf"), 1e20, True])
+def test_a_time_that_can_not_be_later_raises(seconds: Any) -> None:
+    with pytest.raises(SessionUseError, match="takes a number of seconds"), later(session(SECRET), seconds):
+        pass

@@ -246,14 +246,87 @@ async def test_the_oldest_session_ends_when_there_are_too_many(name: str, clock:
         assert [await each.do(owner_of) for each in browsers] == [None, None, OWNER, OWNER]
 
 
+async def test_a_session_that_the_limit_has_ended_stays_ended(clock: Clock) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock, idle_timeout=1800, max_sessions_per_owner=1)) as site:
+        before, after, apply = await logged_in(site), site.browser(), store.apply
+
+        async def apply_later(id: str, *arguments: Any, **named: Any) -> Any:
+            store.apply = apply  # type: ignore[method-assign]
+            await after.do(log_in)
+            return await apply(id, *arguments, **named)
+
+        clock.now += 1790
+        # A use of the session that overlaps its end sends a cookie that lives on.
+        store.apply = apply_later  # type: ignore[method-assign]
+        await before.request(setting(a=1))
+        for _ in range(10):
+            assert (await before.do(owner_of), await after.do(owner_of)) == (None, OWNER)
+            clock.now += 300
+            await site.app.purge()
+
+
+async def test_a_renewal_beside_another_login_counts_once(clock: Clock) -> None:
+    store = Sealing()
+    async with serving(Site(in_cookies(store), clock, max_sessions_per_owner=2)) as site:
+        phone, desk, create = await logged_in(site), site.browser(), store.create
+
+        async def create_later(id: str, record: Any) -> Any:
+            store.create = create  # type: ignore[method-assign]
+            await desk.do(log_in)
+            return await create(id, record)
+
+        store.create = create_later  # type: ignore[method-assign]
+        await phone.do(confirm)
+        assert (await phone.do(owner_of), await desk.do(owner_of)) == (OWNER, OWNER)
+        assert await site.sessions.count(OWNER) == 2
+
+
+async def test_two_logins_at_one_instant_leave_one(clock: Clock) -> None:
+    store, behind = Sealing(), Clock()
+    behind.now -= 0.005
+    async with (
+        serving(Site(in_cookies(store), clock, max_sessions_per_owner=1)) as ahead,
+        serving(Site(opened(in_cookies(store)), behind, max_sessions_per_owner=1)) as site,
+    ):
+        await logged_in(ahead)
+        browsers = [site.browser(), site.browser()]
+        await asyncio.gather(*(each.do(log_in) for each in browsers))
+        assert sorted([str(await each.do(owner_of)) for each in browsers]) == ["None", OWNER]
+
+
 # The store
 
 
 async def test_a_login_waits_for_the_store_no_longer_than_without_a_list(clock: Clock) -> None:
-    store = Recording()
+    class AtOnce(Recording):
+        """Answers its first calls once there are four."""
+
+        calls = 0
+
+        async def _wait(self) -> None:
+            self.calls += 1
+            for _ in range(100):
+                await asyncio.sleep(0)
+                if self.calls >= 4:
+                    return
+            raise AssertionError("calls follow each other")
+
+        async def load(self, id: str, *, now: float) -> Any:
+            found = await super().load(id, now=now)
+            await self._wait()
+            return found
+
+        async def apply(self, id: str, *arguments: Any, **named: Any) -> Any:
+            outcome = await super().apply(id, *arguments, **named)
+            await self._wait()
+            return outcome
+
+    store = AtOnce()
     async with serving(Site(in_cookies(store), clock)) as site:
         await logged_in(site)
         store.events.clear()
+        store.calls = 0
         await logged_in(site)
         # The look-up of the login, and its entry; one login in eight also loads the list. All of that is at once.
         assert sorted(store.events)[:4] == ["apply", "load", "load", "load"]

@@ -26,6 +26,7 @@ from gaman.session import (
     SessionIntegration,
     SessionSerializationError,
     SessionUnsupported,
+    SessionUseError,
     session,
 )
 from gaman.testing import TestClient
@@ -265,6 +266,14 @@ async def test_a_note_that_cannot_be_encoded_raises(site: Site) -> None:
 
 
 # Ending
+
+
+async def test_a_session_in_the_place_of_its_handle_raises(site: Site) -> None:
+    async def end(session: Session) -> None:
+        with pytest.raises(SessionUseError, match="takes a handle"):
+            await site.sessions.end(session)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    await site.browser().do(end)
 
 
 async def test_a_session_is_ended_by_its_handle_once(site: Site) -> None:
