@@ -155,6 +155,8 @@ class Server(uvicorn.Server):
                     connection.shutdown(self._grace[how])
                 # Afterwards, so that a client whose stream ends can't send another request on its connection.
                 self._connections.stopping.set()
+                await asyncio.sleep(0.05)
+                continue
             if time.monotonic() - start >= self._limit[self._how]:
                 break
             if how is Shutdown.STOP and not has_reported:

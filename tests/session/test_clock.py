@@ -121,7 +121,7 @@ async def test_sessions_on_one_machine_use_its_clock(name: str) -> None:
     driver = DRIVERS[name]()
     assert not has_clock(driver)
     integration = session(SECRET, driver)
-    assert integration._owners._clock is time.time
+    assert integration._upkeep()._sessions.clock is time.time
 
 
 @pytest.mark.parametrize("name", ["redis", "redis cluster", "mongodb"])

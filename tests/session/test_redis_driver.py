@@ -926,6 +926,10 @@ async def test_a_count_in_a_cluster_includes_a_server_that_has_just_joined() -> 
             with joined.client() as new:
                 new.execute_command("CLUSTER", "MEET", "127.0.0.1", source.port)
                 until(lambda: "cluster_state:ok" in str(new.execute_command("CLUSTER", "INFO")), "it to join", seconds=STARTING)
+                name = new.execute_command("CLUSTER", "MYID").decode()
+            for master in cluster.masters:
+                with master.client() as old:
+                    until(lambda old=old: name in str(old.execute_command("CLUSTER", "NODES")), "it to be known", seconds=STARTING)
             id = await id_at(driver, source)
             await driver.create(id, record())
             move_slot(cluster, source, joined, key_slot(id[:3].encode()))
