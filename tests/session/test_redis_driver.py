@@ -918,6 +918,12 @@ async def test_sessions_are_counted_by_an_index_and_in_a_cluster_by_reading_each
                 assert await driver.count(now=NOW + 1000) == 0
 
 
+def knows(master: servers.RedisServer, new: Any) -> bool:
+    """Return whether *master* knows the server of the client *new* as one of its cluster."""
+    with master.client() as client:
+        return new.execute_command("CLUSTER", "MYID") in str(client.execute_command("CLUSTER", "NODES"))
+
+
 async def test_a_count_in_a_cluster_includes_a_server_that_has_just_joined() -> None:
     with servers.RedisCluster() as cluster, servers.RedisServer("--cluster-enabled", "yes") as joined:
         async with opened(url=cluster.url) as driver:
@@ -926,10 +932,7 @@ async def test_a_count_in_a_cluster_includes_a_server_that_has_just_joined() -> 
             with joined.client() as new:
                 new.execute_command("CLUSTER", "MEET", "127.0.0.1", source.port)
                 until(lambda: "cluster_state:ok" in str(new.execute_command("CLUSTER", "INFO")), "it to join", seconds=STARTING)
-                name = new.execute_command("CLUSTER", "MYID").decode()
-            for master in cluster.masters:
-                with master.client() as old:
-                    until(lambda old=old: name in str(old.execute_command("CLUSTER", "NODES")), "it to be known", seconds=STARTING)
+                until(lambda: all(knows(each, new) for each in cluster.masters), "it to be known", seconds=STARTING)
             id = await id_at(driver, source)
             await driver.create(id, record())
             move_slot(cluster, source, joined, key_slot(id[:3].encode()))
