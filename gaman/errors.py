@@ -139,7 +139,8 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ if error.__suppress_context__ else error.__context__
+        # Also after `from None`, by which asyncio's TaskGroup raises the group of its tasks' errors.
+        error = error.__cause__ if error.__cause__ is not None else error.__context__
 
 
 def comes_of(error: BaseException | None, kind: type[BaseException], seen: frozenset[int] = frozenset()) -> bool:

@@ -185,18 +185,18 @@ class EndableCookieSession(CheckedCookieSession):
 
     async def _end_and_note(self, end: Callable[[Ending], Awaitable[str | None]], session: Contents, reason: Reason) -> None:
         """Have *end* end a session, and note that if it was live."""
-        handle = own = _sealing.id_of(session.raw_id)
+        own = _sealing.id_of(session.raw_id)
         try:
-            ended = await end(_ending(session))
+            handle = await end(_ending(session))
         except SessionStoreError as error:
             # The next attempt may find that it has ended.
             if error.is_unconfirmed:
-                self._note_end(session, handle, reason)
+                self._note_end(session, own, reason)
             raise
-        if ended is not None:
-            self._note_end(session, ended, reason)
+        if handle is not None:
+            self._note_end(session, handle, reason)
             if (login := self._login_in(session.fields)) is not None:
-                await self._remove_from_list(login, {own, ended})
+                await self._remove_from_list(login, {own, handle})
 
     def _note_removal(self, received: Contents, reason: Reason) -> None:
         """Do nothing: the end was noted when the store had it."""
