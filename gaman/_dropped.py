@@ -33,7 +33,7 @@ def _search(function: FunctionType) -> str | None:
         if source[:1].isspace():
             # A method, or a function in another one.
             source, first_line = f"if True:\n{source}", first_line - 1
-        # A part of a line, such as a lambda in a table, is no statement.
+        # A lambda in a table is a part of a line, and can't be parsed alone.
         tree = ast.parse(source)
     except (OSError, SyntaxError, TokenError):
         return None

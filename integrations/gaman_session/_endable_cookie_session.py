@@ -288,7 +288,7 @@ class EndableCookieSession(CheckedCookieSession):
             await ended.logins.put(login.owner, login_of(login.nonce), listed, now, former=former)
 
     async def _remove_from_list(self, login: Login, handles: set[str]) -> None:
-        # If it fails, list() leaves out a session that has ended.
+        # If it fails, list() leaves out a session that has ended, and has one that never began until that would have expired.
         with suppress(SessionStoreError):
             await self._ended.logins.remove_login(login.owner, login_of(login.nonce), handles, self._sessions.clock())
 

@@ -157,9 +157,9 @@ class EndedSessions(Owners):
 
         Of several logins at once, the last one sees them all.
         """
+        if self._max_sessions is None:
+            return
         for _ in range(_MAX_ATTEMPTS):
-            if self._max_sessions is None:
-                return
             oldest = [Ending(each.listed.handle, each.listed.expires) for each in (await self._live(owner))[: -self._max_sessions]]
             ended = await gather(*map(self.end_once, oldest))
             for handle in filter(None, ended):

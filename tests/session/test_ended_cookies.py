@@ -635,12 +635,12 @@ async def test_an_unconfirmed_end_by_save_or_by_a_fresh_login_sends_the_new_cook
         async def fail(id: str, record: Any) -> None:
             await create(id, record)
             if "next" in record.fields:
-                store.create = create  # type: ignore[method-assign]
+                store.create = create  # type: ignore[method-assign]  # of this object only
                 raise SessionStoreError("sealing", "end a session", is_unconfirmed=True)
 
         async def work(session: Session) -> None:
             await session.login(OWNER, fresh=is_fresh)
-            store.create = fail  # type: ignore[method-assign]
+            store.create = fail  # type: ignore[method-assign]  # of this object only
             with suppress(SessionStoreError) if is_caught else nullcontext():
                 await session.save()
 
@@ -745,13 +745,13 @@ async def test_a_new_id_that_comes_too_late_has_no_login(clock: Clock, end: str)
             await site.sessions.end_all(OWNER, keep=session)
 
         async def end_first(id: str, record: Any) -> Any:
-            store.create = create  # type: ignore[method-assign]
+            store.create = create  # type: ignore[method-assign]  # of this object only
             await (copy.do(log_out) if end == "logout" else site.sessions.end(id))
             return await create(id, record)
 
         async def renew(session: Session) -> None:
             await session.regenerate()
-            store.create = end_first  # type: ignore[method-assign]
+            store.create = end_first  # type: ignore[method-assign]  # of this object only
 
         clock.now += 1
         await browser.do(end_others)

@@ -640,7 +640,7 @@ async def test_several_loads_are_one_call_of_a_thread(driver: FileDriver) -> Non
         return await run(*arguments)
 
     # Only this driver's method, which still runs.
-    driver._threads.call = counted  # type: ignore[method-assign, assignment]
+    driver._threads.call = counted  # type: ignore[method-assign, assignment]  # of this object only
     assert await driver.load_all([ID, OTHER, FAR, ID], now=NOW) == [record(), None, None, record()]
     assert calls == 1
 

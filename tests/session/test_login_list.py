@@ -252,13 +252,13 @@ async def test_a_session_that_the_limit_has_ended_stays_ended(clock: Clock) -> N
         before, after, apply = await logged_in(site), site.browser(), store.apply
 
         async def apply_later(id: str, *arguments: Any, **named: Any) -> Any:
-            store.apply = apply  # type: ignore[method-assign]
+            store.apply = apply  # type: ignore[method-assign]  # of this object only
             await after.do(log_in)
             return await apply(id, *arguments, **named)
 
         clock.now += 1790
         # A use of the session that overlaps its end sends a cookie that lives on.
-        store.apply = apply_later  # type: ignore[method-assign]
+        store.apply = apply_later  # type: ignore[method-assign]  # of this object only
         await before.request(setting(a=1))
         for _ in range(10):
             assert (await before.do(owner_of), await after.do(owner_of)) == (None, OWNER)
@@ -272,11 +272,11 @@ async def test_a_renewal_beside_another_login_counts_once(clock: Clock) -> None:
         phone, desk, create = await logged_in(site), site.browser(), store.create
 
         async def create_later(id: str, record: Any) -> Any:
-            store.create = create  # type: ignore[method-assign]
+            store.create = create  # type: ignore[method-assign]  # of this object only
             await desk.do(log_in)
             return await create(id, record)
 
-        store.create = create_later  # type: ignore[method-assign]
+        store.create = create_later  # type: ignore[method-assign]  # of this object only
         await phone.do(confirm)
         assert (await phone.do(owner_of), await desk.do(owner_of)) == (OWNER, OWNER)
         assert await site.sessions.count(OWNER) == 2
@@ -555,7 +555,7 @@ async def test_a_damaged_next_id_counts_as_absent(clock: Clock, following: bytes
 
 
 async def test_a_cycle_in_the_store_ends_no_process(clock: Clock) -> None:
-    """Whoever can write to the store may have any session go on as another."""
+    """With write access to the store, one can have a session lead to any other."""
     store = Sealing()
     async with serving(Site(in_cookies(store), clock)) as site:
         browser = await logged_in(site)

@@ -20,7 +20,7 @@ def make_waits_cancellable() -> None:
     cancelled. If the call is cancelled just then, it goes on without the task, which later takes the lock and never releases it.
     """
     if sys.version_info < (3, 12):
-        pymongo.lock.wait_for = _wait_for  # type: ignore[attr-defined, assignment]
+        pymongo.lock.wait_for = _wait_for  # type: ignore[attr-defined, assignment]  # an imported name
 
 
 async def _wait_for(wait: Awaitable[T], seconds: float | None) -> T:
